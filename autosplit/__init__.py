@@ -1,0 +1,1 @@
+"""autosplit: automatic model partitioning for PyTorch."""

@@ -1,0 +1,221 @@
+"""CostGraph: what must run and what it costs. Nodes compute, tensors connect them. No torch here.
+
+Program order (the order in which nodes are given) is the order of execution and is topological. Tensors are
+first-class, because a transfer is paid once per tensor and destination, not once per edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+import networkx as nx
+
+from autosplit.errors import GraphError
+
+Mode = Literal["infer", "train"]
+TensorKind = Literal["activation", "parameter", "buffer", "input"]
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One operator.
+
+    Attributes:
+        name: unique; stable over captures of the same model.
+        op: the operator's name, for people.
+        module: dotted path of the module it came from, for people and for grouping in reports.
+        forward_ns: time of one run by device kind; the key "*" serves every other kind.
+        backward_ns: time of its backward by device kind; read only when the graph's mode is "train".
+        group: nodes with the same group stay on one device.
+        workspace_bytes: memory taken on the device only while the node runs.
+    """
+
+    name: str
+    op: str = ""
+    module: str = ""
+    forward_ns: dict[str, int] = {}
+    backward_ns: dict[str, int] = {}
+    group: str | None = None
+    workspace_bytes: int = 0
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One value: made once, read by any number of nodes.
+
+    Attributes:
+        name: unique.
+        producer: the node that computes it. A parameter, buffer or input is produced by nobody: there it is the
+            first node that reads it, at whose device it lives (its home).
+        readers: the nodes that read it, in program order, without the producer.
+        size_bytes: what one transfer of it moves.
+        kind: activation, parameter, buffer or input.
+        storage: tensors with the same storage are views of one allocation, counted once on a device.
+            Empty means the tensor has a storage of its own.
+        storage_bytes: bytes of the whole allocation (0: same as size_bytes).
+        saved_by: nodes (producer included) whose backward needs it: in training it stays until then.
+        requires_grad: in training a transfer of it returns a gradient of the same size.
+        is_output: the caller receives it.
+        state_bytes: optimizer state of a parameter that lives from step to step.
+        step_bytes: transient bytes that the optimizer's update of this parameter takes.
+    """
+
+    name: str
+    producer: str
+    readers: tuple[str, ...] = ()
+    size_bytes: int
+    kind: TensorKind = "activation"
+    storage: str = ""
+    storage_bytes: int = 0
+    saved_by: tuple[str, ...] = ()
+    requires_grad: bool = False
+    is_output: bool = False
+    state_bytes: int = 0
+    step_bytes: int = 0
+
+    @property
+    def allocation(self) -> str:
+        """The name of the storage that holds this tensor."""
+        return self.storage or self.name
+
+    @property
+    def allocation_bytes(self) -> int:
+        """Bytes of that storage."""
+        return self.storage_bytes or self.size_bytes
+
+    @property
+    def is_weight(self) -> bool:
+        """Parameters and buffers: they live before and after the program."""
+        return self.kind in ("parameter", "buffer")
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    nodes: tuple[Node, ...]
+    tensors: tuple[Tensor, ...]
+    mode: Mode = "infer"
+
+
+class CostGraph:
+    """Nodes in program order, the tensors between them, and the mode they are costed for.
+
+    Args:
+        nodes: in an order in which they can run.
+        tensors: every producer and reader must be a node.
+        mode: "infer" (forward only) or "train" (forward, backward, optimizer step).
+
+    Raises:
+        GraphError: see check_graph.
+
+    >>> graph = CostGraph(
+    ...     [Node(name="a", forward_ns={"*": 5}), Node(name="b", forward_ns={"*": 7})],
+    ...     [Tensor(name="x", producer="a", readers=("b",), size_bytes=16)],
+    ... )
+    >>> list(graph.digraph.edges)
+    [('a', 'b')]
+    """
+
+    def __init__(self, nodes: Iterable[Node], tensors: Iterable[Tensor], mode: Mode = "infer") -> None:
+        node_list, tensor_list = list(nodes), list(tensors)
+        self.nodes: dict[str, Node] = {node.name: node for node in node_list}
+        self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in tensor_list}
+        self.mode: Mode = mode
+        if len(self.nodes) != len(node_list):
+            raise GraphError("two nodes have the same name: node names must be unique")
+        if len(self.tensors) != len(tensor_list):
+            raise GraphError("two tensors have the same name: tensor names must be unique")
+        check_graph(self)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Position of each node in program order."""
+        return {name: i for i, name in enumerate(self.nodes)}
+
+    @cached_property
+    def digraph(self) -> nx.DiGraph[str]:
+        """The networkx view: an edge producer -> reader with the names of its tensors in ``tensors``."""
+        digraph: nx.DiGraph[str] = nx.DiGraph()
+        for node in self.nodes.values():
+            digraph.add_node(node.name, cost=node)
+        for tensor in self.tensors.values():
+            for reader in tensor.readers:
+                if digraph.has_edge(tensor.producer, reader):
+                    digraph.edges[tensor.producer, reader]["tensors"].append(tensor.name)
+                else:
+                    digraph.add_edge(tensor.producer, reader, tensors=[tensor.name])
+        return digraph
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Nodes that stay together, by group name; only groups with two or more nodes."""
+        members: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            if node.group is not None:
+                members.setdefault(node.group, []).append(node.name)
+        return {group: tuple(names) for group, names in members.items() if len(names) > 1}
+
+    def node_ns(self, name: str, kind: str) -> int:
+        """Nanoseconds of one run of the node on a device of ``kind``: forward, and backward in training."""
+        node = self.nodes[name]
+        total = _of_kind(node.forward_ns, kind)
+        return total + _of_kind(node.backward_ns, kind) if self.mode == "train" else total
+
+    def to_json(self) -> bytes:
+        """The graph as one JSON document."""
+        return msgspec.json.encode(
+            _Document(nodes=tuple(self.nodes.values()), tensors=tuple(self.tensors.values()), mode=self.mode)
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> CostGraph:
+        """The graph that ``to_json`` wrote.
+
+        Raises:
+            GraphError: not such a document, or not a well-formed graph.
+        """
+        try:
+            document = msgspec.json.decode(data, type=_Document)
+        except msgspec.MsgspecError as error:
+            raise GraphError(f"not a cost graph: {error}") from error
+        return cls(document.nodes, document.tensors, document.mode)
+
+
+def _of_kind(by_kind: Mapping[str, int], kind: str) -> int:
+    return by_kind.get(kind, by_kind.get("*", 0))
+
+
+def check_graph(graph: CostGraph) -> None:
+    """Check a cost graph at hand-over.
+
+    Raises:
+        GraphError: an unknown producer or reader, a reader that runs before its producer (program order must be
+            topological), a negative or non-integer cost; the message names the node or tensor.
+    """
+    for node in graph.nodes.values():
+        for value in (*node.forward_ns.values(), *node.backward_ns.values(), node.workspace_bytes):
+            _check_quantity(value, f"node {node.name!r}")
+    position = {name: i for i, name in enumerate(graph.nodes)}
+    for tensor in graph.tensors.values():
+        for value in (tensor.size_bytes, tensor.storage_bytes, tensor.state_bytes, tensor.step_bytes):
+            _check_quantity(value, f"tensor {tensor.name!r}")
+        if tensor.producer not in position:
+            raise GraphError(f"tensor {tensor.name!r}: its producer {tensor.producer!r} is not a node")
+        for reader in (*tensor.readers, *tensor.saved_by):
+            if reader not in position:
+                raise GraphError(f"tensor {tensor.name!r}: its reader {reader!r} is not a node")
+        last = position[tensor.producer]
+        for reader in tensor.readers:
+            if position[reader] <= last:
+                raise GraphError(
+                    f"tensor {tensor.name!r}: node {reader!r} reads it but does not run after {tensor.producer!r} "
+                    "and the readers before it; give nodes and readers in program order, without repeats or cycles"
+                )
+            last = position[reader]
+
+
+def _check_quantity(value: object, where: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise GraphError(f"{where}: cost {value!r} must be a non-negative integer")

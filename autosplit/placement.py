@@ -1,0 +1,233 @@
+"""Placement and Plan: what runs where, and what that is predicted to cost. A plan is a file. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from autosplit.device import HOST, Cluster
+from autosplit.errors import CapacityError, PlanError
+from autosplit.graph import CostGraph, Mode
+from autosplit.units import format_bytes
+
+Strategy = Literal["single", "replicate", "split"]
+Objective = Literal["latency", "throughput", "memory"]
+
+PLAN_FORMAT = 1
+MAX_PLAN_BYTES = 64 * 2**20
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a solver returns: a device for each node, and how good that is known to be.
+
+    Attributes:
+        devices: device name by node name, in program order.
+        objective: what was minimised.
+        value: its value for this placement (ns, or bytes for "memory").
+        bound: proved lower bound of the value over all placements that fit, in the same unit.
+        method: the algorithm that found it, for people.
+    """
+
+    devices: dict[str, str]
+    objective: Objective
+    value: int
+    bound: int
+    method: str
+
+    @property
+    def gap(self) -> float:
+        """(value - bound) / value: 0.0 means proved optimal."""
+        return 0.0 if self.value == 0 else (self.value - self.bound) / self.value
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tensor copied once to one device, however many nodes read it there.
+
+    ``returns_gradient``: the backward pass sends a gradient of the same size the other way.
+    """
+
+    tensor: str
+    src: str
+    dst: str
+    size_bytes: int
+    returns_gradient: bool = False
+
+
+class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one device is predicted to hold and do in one step.
+
+    Attributes:
+        peak_bytes: most bytes allocated at once (each allocation rounded as the device's allocator rounds).
+        reserved_bytes: most bytes the caching allocator takes from the device; this is what must fit.
+        weight_bytes: parameters and buffers at home there.
+        busy_ns: compute time.
+    """
+
+    peak_bytes: int
+    reserved_bytes: int
+    weight_bytes: int
+    busy_ns: int
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Predicted cost of one step under a plan, by device name, and where the times come from."""
+
+    devices: dict[str, DevicePrediction]
+    step_ns: int
+    transfer_ns: int
+    time_source: Literal["estimated", "calibrated", "measured"] = "estimated"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Strategy, placement, transfers, prediction, and the assumptions they rest on.
+
+    Attributes:
+        strategy: "single", "replicate" (one copy a device under DDP) or "split".
+        mode: "infer" or "train".
+        cluster: the devices and links it was made for.
+        io_device: where inputs arrive and outputs return: a device name, or "host".
+        placement: device name by node name, in program order.
+        weights: home device by name of parameter or buffer, as in state_dict and named_buffers.
+        transfers: forward transfers in program order.
+        objective, value, bound: as in Placement.
+        prediction: cost of one step.
+        reason: one line: why this strategy.
+        assumptions: what the figures rest on.
+        fingerprint: sha256 of the weights' names, shapes and dtypes: which model it is for.
+    """
+
+    format: int = PLAN_FORMAT
+    strategy: Strategy
+    mode: Mode
+    cluster: Cluster
+    io_device: str
+    placement: dict[str, str]
+    weights: dict[str, str]
+    transfers: tuple[Transfer, ...]
+    objective: Objective
+    value: int
+    bound: int
+    prediction: Prediction
+    reason: str
+    assumptions: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    @property
+    def stages(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """(device, nodes) for each run of nodes on one device, in execution order."""
+        runs: list[tuple[str, list[str]]] = []
+        for node, device in self.placement.items():
+            if not runs or runs[-1][0] != device:
+                runs.append((device, []))
+            runs[-1][1].append(node)
+        return tuple((device, tuple(nodes)) for device, nodes in runs)
+
+    def to_json(self) -> bytes:
+        """The plan as one JSON document."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Plan:
+        """The plan that ``to_json`` wrote.
+
+        Raises:
+            PlanError: too large, not JSON, unknown fields, another format version, or contradictory.
+        """
+        if len(data) > MAX_PLAN_BYTES:
+            raise PlanError(f"plan of {format_bytes(len(data))}: the limit is {format_bytes(MAX_PLAN_BYTES)}")
+        try:
+            plan = msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise PlanError(f"not a plan: {error}") from error
+        if plan.format != PLAN_FORMAT:
+            raise PlanError(f"plan format {plan.format}: this version reads format {PLAN_FORMAT}; plan again")
+        check_plan(plan)
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to ``path`` (through a temporary file beside it, then a rename)."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.write_bytes(self.to_json())
+        temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """The plan in the file ``path``.
+
+        Raises:
+            PlanError: as from_json, or the file cannot be read.
+        """
+        try:
+            with open(path, "rb") as file:
+                return cls.from_json(file.read(MAX_PLAN_BYTES + 1))
+        except OSError as error:
+            raise PlanError(f"plan file {str(path)!r}: {error.strerror}") from error
+
+
+def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
+    """Check a plan at hand-over: every device known, every prediction within capacity.
+
+    With its ``graph`` also: every node placed exactly once, and groups on one device.
+
+    Raises:
+        PlanError: names the node, weight or transfer that is wrong.
+        CapacityError: a device is predicted to need more than it has.
+    """
+    known = {*plan.cluster.names, HOST}
+    for what, mapping in (("node", plan.placement), ("weight", plan.weights)):
+        for name, device in mapping.items():
+            if device not in plan.cluster.names:
+                raise PlanError(f"{what} {name!r} is placed on unknown device {device!r}")
+    for transfer in plan.transfers:
+        if transfer.src not in known or transfer.dst not in known or transfer.src == transfer.dst:
+            raise PlanError(
+                f"transfer of {transfer.tensor!r}: {transfer.src!r} -> {transfer.dst!r} is not possible"
+            )
+    if plan.io_device not in known:
+        raise PlanError(f"io_device {plan.io_device!r} is not a device of the plan")
+    if set(plan.prediction.devices) - set(plan.cluster.names):
+        raise PlanError("the prediction names a device that the plan does not have")
+    _check_memory(plan)
+    if graph is not None:
+        check_placement(graph, plan.placement, plan.cluster)
+
+
+def check_placement(graph: CostGraph, placement: dict[str, str], cluster: Cluster) -> None:
+    """Check that every node is placed once, on a known device, and that groups stay together.
+
+    Raises:
+        PlanError: names the first node that is not.
+    """
+    for name in graph.nodes:
+        if placement.get(name) not in cluster.names:
+            raise PlanError(
+                f"node {name!r} is placed on {placement.get(name)!r}: known are {', '.join(cluster.names)}"
+            )
+    for name in placement:
+        if name not in graph.nodes:
+            raise PlanError(f"node {name!r} is placed, but the graph has no such node")
+    for group, members in graph.groups.items():
+        if len({placement[name] for name in members}) > 1:
+            raise PlanError(f"group {group!r} is split over several devices: {', '.join(members[:4])} ...")
+
+
+def _check_memory(plan: Plan) -> None:
+    needs = {name: device.reserved_bytes for name, device in plan.prediction.devices.items()}
+    has = {device.name: device.memory_bytes for device in plan.cluster.devices}
+    over = [name for name, need in needs.items() if need > has[name]]
+    if over:
+        worst = max(over, key=lambda name: needs[name] - has[name])
+        raise CapacityError(
+            f"device {worst} needs {format_bytes(needs[worst])} of {format_bytes(has[worst])}",
+            needs_bytes=needs,
+            has_bytes=has,
+        )
+
+
+def fingerprint(signature: list[tuple[str, tuple[int, ...], str]]) -> str:
+    """sha256 of (name, shape, dtype) triples: equal for models whose state_dict has the same form."""
+    return hashlib.sha256(msgspec.json.encode(signature)).hexdigest()
