@@ -94,9 +94,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def described(memories: Iterable[tuple[str, int]]) -> Cluster:
     """A cluster of described devices "gpu:0", "gpu:1", ... from (kind, memory_bytes) pairs."""
     return Cluster(
-        devices=tuple(
-            Device(name=f"gpu:{i}", kind=kind, memory_bytes=size) for i, (kind, size) in enumerate(memories)
-        )
+        devices=tuple(Device(name=f"gpu:{i}", kind=kind, memory_bytes=size) for i, (kind, size) in enumerate(memories))
     )
 
 

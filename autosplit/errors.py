@@ -9,7 +9,6 @@
     +-- PlanError        a plan does not belong to this model, or is invalid  (exit 5)
     +-- VerifyError      the split model computed something else              (exit 1)
     +-- DeviceError      a device is unknown, repeated or not usable          (exit 2)
-        +-- DeviceFault  a device that was usable stopped being so            (exit 6)
 
 Every message says what was asked, the value found, the limit, and the next step.
 """
@@ -80,9 +79,3 @@ class DeviceError(AutosplitError):
     """A device that was asked for is unknown, repeated, only described, or too small."""
 
     exit_code = 2
-
-
-class DeviceFault(DeviceError):
-    """A device failed while it was being used."""
-
-    exit_code = 6

@@ -184,9 +184,7 @@ def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
                 raise PlanError(f"{what} {name!r} is placed on unknown device {device!r}")
     for transfer in plan.transfers:
         if transfer.src not in known or transfer.dst not in known or transfer.src == transfer.dst:
-            raise PlanError(
-                f"transfer of {transfer.tensor!r}: {transfer.src!r} -> {transfer.dst!r} is not possible"
-            )
+            raise PlanError(f"transfer of {transfer.tensor!r}: {transfer.src!r} -> {transfer.dst!r} is not possible")
     if plan.io_device not in known:
         raise PlanError(f"io_device {plan.io_device!r} is not a device of the plan")
     if set(plan.prediction.devices) - set(plan.cluster.names):
@@ -204,9 +202,7 @@ def check_placement(graph: CostGraph, placement: dict[str, str], cluster: Cluste
     """
     for name in graph.nodes:
         if placement.get(name) not in cluster.names:
-            raise PlanError(
-                f"node {name!r} is placed on {placement.get(name)!r}: known are {', '.join(cluster.names)}"
-            )
+            raise PlanError(f"node {name!r} is placed on {placement.get(name)!r}: known are {', '.join(cluster.names)}")
     for name in placement:
         if name not in graph.nodes:
             raise PlanError(f"node {name!r} is placed, but the graph has no such node")

@@ -41,9 +41,7 @@ def parse_bytes(text: str | int) -> int:
         raise AutosplitError(f"memory size {text!r}: '{unit}' means bits; write '{unit[:-1]}B' for bytes")
     scale = _SCALE.get(unit.upper() or "B")
     if scale is None:
-        raise AutosplitError(
-            f"memory size {text!r}: unknown unit '{unit}'; use B, KB, MB, GB, KiB, MiB or GiB"
-        )
+        raise AutosplitError(f"memory size {text!r}: unknown unit '{unit}'; use B, KB, MB, GB, KiB, MiB or GiB")
     return int(float(number) * scale) if "." in number else int(number) * scale
 
 
