@@ -1,0 +1,292 @@
+"""Capture: an nn.Module's forward becomes one torch.fx graph, through Dynamo.
+
+While the compiled forward is entered, parameters, buffers and inputs are swapped for stand-ins: same shape, stride,
+dtype and requires_grad, on the logical CPU, with no memory of their own. Dynamo so traces a model that is whole and
+on one device, wherever its tensors really are; the graph's callable finds the real tensors by identity.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from autosplit.errors import AutosplitError, CaptureError
+from autosplit.graph import Mode
+from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
+
+Compile = Callable[[Program], Callable[..., Any]]
+"""Turns a program into the callable that runs it: it takes real tensors in placeholder order."""
+
+_CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
+_RECOMPILE_LIMIT = 64
+_LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
+_serial = itertools.count()
+
+
+class _Stop(BaseException):
+    """Leaves the compiled frame once the graph is known; never seen outside this file."""
+
+
+class StandIns:
+    """Swaps the weights of one module, and the inputs of one call, for stand-ins, and back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._held: list[torch.Tensor] = []
+        self._made: dict[int, torch.Tensor] = {}  # stand-in by id of the real weight
+        self.weights: dict[int, Input] = {}  # by id of the stand-in
+        self.real: dict[int, torch.Tensor] = {}  # by id of the stand-in, during a call
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Stand-ins are in place inside, the real weights outside, exception or not."""
+        if not self._current():
+            self._make()
+        held, made = self._held, self._made
+        self.real = {id(made[id(tensor)]): tensor for tensor in held}
+        for (tensors, key), tensor in zip(self._slots, held, strict=True):
+            tensors[key] = made[id(tensor)]
+        try:
+            yield
+        finally:
+            for (tensors, key), tensor in zip(self._slots, held, strict=True):
+                if tensors.get(key) is made[id(tensor)]:
+                    tensors[key] = tensor
+                elif isinstance(tensors.get(key), torch.Tensor):
+                    tensors[key] = tensors[key].to(tensor.device)  # a buffer that forward assigned stays at home
+            self.real = {}
+
+    def of_inputs(self, tree: Any) -> Any:
+        """The nested arguments with a stand-in for every tensor."""
+        made: dict[int, torch.Tensor] = {id(real): self._made[id(real)] for real in self._held}
+
+        def swap(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in made:
+                made[id(tensor)] = stand_in = _stand_in(tensor)
+                self.real[id(stand_in)] = tensor
+            return made[id(tensor)]
+
+        return pytree.tree_map_only(torch.Tensor, swap, tree)
+
+    def back(self, tree: Any) -> Any:
+        """The nested result, with the real tensor where the model returned an input or a weight as it is."""
+        if not any(id(leaf) in self.real for leaf in tensor_leaves(tree)):
+            return tree
+        return pytree.tree_map_only(torch.Tensor, lambda t: self.real.get(id(t), t), tree)
+
+    def _current(self) -> bool:
+        """No slot got another tensor, and no requires_grad changed, since the stand-ins were made."""
+        return bool(self._slots) and all(
+            tensors.get(key) is tensor and self._made[id(tensor)].requires_grad == tensor.requires_grad
+            for (tensors, key), tensor in zip(self._slots, self._held, strict=True)
+        )
+
+    def _make(self) -> None:
+        self._slots = [
+            (tensors, key)
+            for module in self._model.modules()
+            for tensors in (module._parameters, module._buffers)
+            for key, tensor in tensors.items()
+            if tensor is not None
+        ]
+        self._held = [tensors[key] for tensors, key in self._slots]
+        self._made = {}
+        for tensor in self._held:
+            if id(tensor) not in self._made:
+                self._made[id(tensor)] = _stand_in(tensor)
+        self.weights = {}
+        for name, tensor in self._model.named_parameters():
+            self.weights[id(self._made[id(tensor)])] = Input("parameter", name, Spec.of(tensor))
+        for name, tensor in self._model.named_buffers():
+            self.weights[id(self._made[id(tensor)])] = Input("buffer", name, Spec.of(tensor))
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor of the same form whose storage is empty; a Parameter for a Parameter."""
+    stand_in = torch.empty_strided(tuple(tensor.shape), tuple(tensor.stride()), dtype=tensor.dtype)
+    stand_in.untyped_storage().resize_(0)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
+    return stand_in.requires_grad_() if tensor.requires_grad else stand_in
+
+
+class Frontend:
+    """The model's forward, captured at its first call and again whenever Dynamo's guards say that it changed.
+
+    Args:
+        model: its forward is captured as it is; nothing of it is changed.
+        compile_program: called with each captured program; returns what runs it.
+    """
+
+    def __init__(self, model: nn.Module, compile_program: Compile) -> None:
+        self._model = model
+        self._forward = original_forward(model)
+        self._compile_program = compile_program
+        self._stand_ins = StandIns(model)
+        self._lock = threading.RLock()  # the swap is visible to every user of the module
+        self._compiled = torch.compile(_fresh_entry(), backend=self._backend, fullgraph=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model.
+
+        Raises:
+            CaptureError: forward cannot be captured as one graph; names the reason and the line.
+        """
+        with self._lock, self._stand_ins.swapped(), _dynamo_settings(), _as_capture_error(self._model):
+            args, kwargs = self._stand_ins.of_inputs((args, kwargs))
+            return self._stand_ins.back(self._compiled(self._model, self._forward, args, kwargs))
+
+    def _backend(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        mode: Mode = "train" if torch.is_grad_enabled() else "infer"
+        placeholders = graph_module.graph.find_nodes(op="placeholder")
+        program = Program(graph_module, [self._input(node) for node in placeholders], mode)
+        run = self._compile_program(program)
+        stand_ins = self._stand_ins
+
+        def call(*inputs: Any) -> Any:
+            real = stand_ins.real
+            return run(*[real.get(id(value), value) for value in inputs])
+
+        return call
+
+    def _input(self, node: fx.Node) -> Input:
+        grapharg = node.meta.get("grapharg")
+        example = grapharg.example if grapharg is not None else node.meta.get("example_value")
+        if id(example) in self._stand_ins.weights:
+            return self._stand_ins.weights[id(example)]
+        if isinstance(example, torch.Tensor):
+            kind: InputKind = "input" if id(example) in self._stand_ins.real else "constant"
+            return Input(kind, node.name, Spec.of(example))
+        value = node.meta.get("example_value", example)
+        return Input("size", node.name, value=getattr(getattr(value, "node", None), "hint", value))
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mode: Mode) -> Program:
+    """The program of one call of ``model``, without running it or moving anything.
+
+    Args:
+        model: on any device, meta included; its weights' data is never read.
+        args: positional inputs of forward; only their form is read.
+        kwargs: keyword inputs of forward.
+        mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off.
+
+    Raises:
+        CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
+    """
+    check_arguments(model, args, kwargs)
+    found: list[Program] = []
+
+    def record(program: Program) -> Callable[..., Any]:
+        found.append(program)
+        return _stop
+
+    with _CAPTURE_LOCK, _in_mode(model, mode):
+        try:
+            Frontend(model, record)(*args, **kwargs)
+        except _Stop:
+            return found[0]
+    raise CaptureError(
+        f"{type(model).__name__} was called, but its forward runs no tensor operation: there is nothing to place"
+    )
+
+
+def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Check a call against forward's signature before anything else happens.
+
+    Raises:
+        CaptureError: they do not match, or hold no tensor.
+    """
+    signature = inspect.signature(types.MethodType(original_forward(model), model))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"the arguments do not match {type(model).__name__}.forward{signature}: {error}; "
+            "pass args=(...) and kwargs={...} as you would call the model"
+        ) from error
+    if not tensor_leaves((list(args), kwargs)):
+        found = (
+            ", ".join(sorted({type(leaf).__name__ for leaf in pytree.tree_leaves((list(args), kwargs))})) or "nothing"
+        )
+        raise CaptureError(
+            f"{type(model).__name__} was called without a tensor (found {found}): "
+            "pass example inputs as torch tensors, on any device (meta will do)"
+        )
+
+
+def original_forward(model: nn.Module) -> Callable[..., Any]:
+    """The user's forward as a function of (self, ...), also when the model is already split."""
+    own = model.__dict__.get("forward")
+    if own is not None:
+        return lambda self, *args, **kwargs: own(*args, **kwargs)
+    return getattr(type(model), "_autosplit_forward", type(model).forward)
+
+
+def _stop(*inputs: Any) -> Any:
+    raise _Stop
+
+
+def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    return forward(self, *args, **kwargs)
+
+
+def _fresh_entry() -> Callable[..., Any]:
+    """Dynamo keeps its caches and its memory of dynamic sizes by code object: give each capture one of its own."""
+    code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
+    return types.FunctionType(code, globals())
+
+
+def _dynamo_settings() -> AbstractContextManager[Any]:
+    logger = logging.Logger
+    ignored = {getattr(logger, name) for name in _LOG_METHODS if hasattr(logger, name)}
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
+        allow_rnn=True, recompile_limit=_RECOMPILE_LIMIT, ignore_logging_functions=ignored
+    )
+    return patch
+
+
+@contextmanager
+def _in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """train() or eval(), and gradients on or off, with every module's own flag restored after."""
+    flags = [(module, module.training) for module in model.modules()]
+    if model.training != (mode == "train"):
+        model.train(mode == "train")
+    try:
+        with torch.set_grad_enabled(mode == "train"):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _as_capture_error(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", None)
+        if isinstance(cause, (AutosplitError, _Stop)):
+            raise cause from None
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    stack = getattr(error, "real_stack", None)
+    where = f" at {stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else ""
+    return (
+        f"{type(model).__name__}.forward cannot be captured as one graph{where}: {reason}; "
+        "rewrite that line without data-dependent Python, or split the model around it by hand"
+    )

@@ -1,0 +1,159 @@
+"""Program -> CostGraph: what each node costs, and which tensors pass between nodes.
+
+Times are a roofline estimate (Williams et al. 2009): launch + max(flops / rate, bytes / bandwidth); the backward is
+taken as twice the forward. They are marked as estimated in every plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from torch import fx
+
+from autosplit.device import Device
+from autosplit.graph import CostGraph, Node, Tensor, TensorKind
+from autosplit.program import Input, Program, Value, module_path, operator_name
+
+BACKWARD_FORWARD_RATIO = 2
+
+
+class OptimizerCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What an optimizer keeps for each parameter byte (state) and takes for it while it steps (step)."""
+
+    name: str
+    state_ratio: int
+    step_ratio: int
+
+
+@dataclass
+class _Flow:
+    """A tensor while its readers are being collected."""
+
+    value: Value
+    producer: str
+    readers: list[str] = field(default_factory=list)
+    saved_by: list[str] = field(default_factory=list)
+    is_output: bool = False
+
+
+def build_graph(program: Program, devices: Iterable[Device], optimizer: OptimizerCost | None = None) -> CostGraph:
+    """The cost graph of ``program`` for the kinds of ``devices``.
+
+    Args:
+        program: a captured program.
+        devices: one time is estimated for each distinct kind.
+        optimizer: what training keeps for each parameter; None costs a step without one.
+    """
+    kinds = {device.kind: device for device in devices}
+    groups = _group_names(program)
+    nodes = [_node(program, node, kinds, groups.get(node)) for node in program.nodes]
+    flows = _collect(program)
+    tensors = [_tensor(program, flow, optimizer) for flow in flows.values()]
+    return CostGraph(nodes, tensors + _hidden(program), program.mode)
+
+
+def _node(program: Program, node: fx.Node, kinds: Mapping[str, Device], group: str | None) -> Node:
+    facts = program.facts[node]
+    forward = {kind: _roofline_ns(facts.flops, facts.moved_bytes, device) for kind, device in kinds.items()}
+    return Node(
+        name=program.names[node],
+        op=operator_name(node),
+        module=module_path(node),
+        forward_ns=forward,
+        backward_ns={kind: BACKWARD_FORWARD_RATIO * ns for kind, ns in forward.items()},
+        group=group,
+        workspace_bytes=facts.workspace_bytes,
+    )
+
+
+def _roofline_ns(flops: int, moved_bytes: int, device: Device) -> int:
+    if not flops and not moved_bytes:
+        return 0  # a view
+    compute_ns = flops * 10**9 // device.flops_per_s
+    memory_ns = moved_bytes * 10**9 // device.bandwidth_bytes_per_s
+    return device.launch_ns + max(compute_ns, memory_ns)
+
+
+def _group_names(program: Program) -> dict[fx.Node, str]:
+    """Group by node; a source stands for the node that reads it first."""
+    names: dict[fx.Node, str] = {}
+    for index, group in enumerate(program.groups):
+        for member in group:
+            node = program.sources.get(member, member)
+            if node is not None:
+                names[node] = f"together-{index}"
+    return names
+
+
+def _collect(program: Program) -> dict[str, _Flow]:
+    """Every value that is made or read, with its readers in program order."""
+    flows: dict[str, _Flow] = {}
+    placed = set(program.nodes)
+    for node in program.graph_module.graph.nodes:
+        for value in program.reads[node].values():
+            if node in placed and program.facts[value.node].is_tensor:
+                _read(program, flows, value, node)
+            elif node is program.output and value.name in flows:
+                flows[value.name].is_output = True
+        if node in placed and program.facts[node].is_tensor:
+            value = Value(program.names[node], node, node)
+            flow = flows.setdefault(value.name, _Flow(value, program.names[node]))
+            if _saves(program, node, node):
+                flow.saved_by.append(program.names[node])
+    return flows
+
+
+def _read(program: Program, flows: dict[str, _Flow], value: Value, reader: fx.Node) -> None:
+    name = program.names[reader]
+    home = program.names[value.producer] if value.producer is not None else name
+    flow = flows.setdefault(value.name, _Flow(value, home))
+    if flow.producer != name:
+        flow.readers.append(name)
+    if _saves(program, reader, value.node):
+        flow.saved_by.append(name)
+
+
+def _saves(program: Program, node: fx.Node, tensor: fx.Node) -> bool:
+    return any(leaf.storage in program.facts[node].saved for leaf in program.facts[tensor].leaves)
+
+
+def _tensor(program: Program, flow: _Flow, optimizer: OptimizerCost | None) -> Tensor:
+    source = program.inputs.get(flow.value.node)
+    leaf = program.facts[flow.value.node].leaves[0]
+    trained = source is not None and source.kind == "parameter" and leaf.requires_grad and optimizer is not None
+    return Tensor(
+        name=flow.value.name,
+        producer=flow.producer,
+        readers=tuple(flow.readers),
+        size_bytes=leaf.size_bytes,
+        kind=_kind(flow.value.node, source),
+        storage=f"storage-{leaf.storage}",
+        storage_bytes=leaf.storage_bytes,
+        saved_by=tuple(flow.saved_by),
+        requires_grad=leaf.requires_grad and not flow.value.name.endswith("!no_grad"),
+        is_output=flow.is_output,
+        state_bytes=leaf.size_bytes * optimizer.state_ratio if trained and optimizer else 0,
+        step_bytes=leaf.size_bytes * optimizer.step_ratio if trained and optimizer else 0,
+    )
+
+
+def _kind(node: fx.Node, source: Input | None) -> TensorKind:
+    if source is not None and source.kind in ("parameter", "buffer"):
+        return source.kind
+    return "input" if node.op in ("placeholder", "get_attr") else "activation"
+
+
+def _hidden(program: Program) -> list[Tensor]:
+    """Storages that only a node's backward reads, such as a dropout mask."""
+    return [
+        Tensor(
+            name=f"{program.names[node]}~{storage}",
+            producer=program.names[node],
+            size_bytes=size_bytes,
+            saved_by=(program.names[node],),
+        )
+        for node in program.nodes
+        for storage, size_bytes in program.facts[node].hidden.items()
+    ]

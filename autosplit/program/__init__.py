@@ -1,0 +1,87 @@
+"""Program: one captured torch.fx graph, who its inputs are, and what each node does to storages.
+
+Capture makes it, costs reads it, emit rewrites it, predict runs it. The facts come from one run of the graph on fake
+tensors: no kernel runs and no memory is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from torch import fx
+
+from autosplit.graph import Mode
+from autosplit.program.effects import analyse
+from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
+from autosplit.program.groups import stay_together
+from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
+from autosplit.program.reads import Value, read_values
+
+__all__ = [
+    "Facts",
+    "Input",
+    "InputKind",
+    "Leaf",
+    "Program",
+    "Spec",
+    "Value",
+    "is_control",
+    "is_move",
+    "module_path",
+    "operator_name",
+    "tensor_leaves",
+]
+
+
+class Program:
+    """A captured graph with its inputs, its stable node names, and the facts about each node.
+
+    Args:
+        graph_module: torch-level fx graph; parameters and buffers are placeholders, as Dynamo hands them over.
+        inputs: what each placeholder is, in order.
+        mode: "train" records what autograd saves.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, inputs: Iterable[Input], mode: Mode) -> None:
+        graph = graph_module.graph
+        self.graph_module = graph_module
+        self.mode: Mode = mode
+        self.inputs: dict[fx.Node, Input] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
+        self.names: dict[fx.Node, str] = stable_names(graph, self.inputs)
+        self.facts: dict[fx.Node, Facts] = analyse(graph_module, list(self.inputs.values()), mode)
+        self.reads: dict[fx.Node, dict[fx.Node, Value]] = read_values(graph, self.facts, self.names)
+
+    @cached_property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes to place, in program order: those that make or write a tensor."""
+        return [node for node in self.graph_module.graph.nodes if self._is_placed(node)]
+
+    @cached_property
+    def sources(self) -> dict[fx.Node, fx.Node | None]:
+        """Placeholders and constants that are tensors, with the first placed node that reads each."""
+        first: dict[fx.Node, fx.Node | None] = {
+            node: None
+            for node in self.graph_module.graph.nodes
+            if node.op in ("placeholder", "get_attr") and self.facts[node].is_tensor
+        }
+        for node in reversed(self.nodes):
+            for argument in node.all_input_nodes:
+                if argument in first:
+                    first[argument] = node
+        return first
+
+    @cached_property
+    def groups(self) -> list[list[fx.Node]]:
+        """Nodes and sources that must stay on one device, two or more a group, in program order."""
+        return stay_together(self.graph_module.graph, self.facts, self.sources, set(self.nodes))
+
+    @property
+    def output(self) -> fx.Node:
+        """The output node."""
+        return self.graph_module.graph.output_node()
+
+    def _is_placed(self, node: fx.Node) -> bool:
+        if node.op in ("placeholder", "output", "get_attr") or is_control(node):
+            return False
+        return bool(self.facts[node].leaves or self.facts[node].writes)

@@ -1,0 +1,93 @@
+"""What is known of a captured graph's inputs and nodes: plain records, and what makes them from tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils import _pytree as pytree
+
+InputKind = Literal["parameter", "buffer", "input", "constant", "size"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Form of a tensor without its data."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool = False
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Spec:
+        """The form of ``tensor``, symbolic sizes replaced by their current values."""
+        shape, stride = tuple(map(_hint, tensor.shape)), tuple(map(_hint, tensor.stride()))
+        return cls(shape, stride, tensor.dtype, tensor.requires_grad)
+
+    def empty(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """An uninitialised tensor of this form; fake when a FakeTensorMode is active."""
+        tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+        return tensor.requires_grad_() if self.requires_grad else tensor
+
+
+@dataclass(frozen=True)
+class Input:
+    """One placeholder of the graph: what it is, its name (as in state_dict for weights) and its form.
+
+    ``value`` is the number that a "size" input had at capture.
+    """
+
+    kind: InputKind
+    name: str
+    spec: Spec | None = None
+    value: int | float | bool | None = None
+
+    @property
+    def is_weight(self) -> bool:
+        """Parameters and buffers of the model."""
+        return self.kind in ("parameter", "buffer")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor in a node's result: its storage, and the bytes of the tensor and of that storage."""
+
+    storage: int
+    size_bytes: int
+    storage_bytes: int
+    requires_grad: bool
+
+
+@dataclass
+class Facts:
+    """What one node does.
+
+    Attributes:
+        leaves: the tensors it returns.
+        is_tensor: the result is one tensor, not a container of tensors.
+        writes: storages it writes in place.
+        saved: storages its backward needs.
+        hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
+        flops, moved_bytes: arithmetic and memory traffic of the forward, for a roofline.
+        workspace_bytes: storages it allocates that do not outlive it.
+    """
+
+    leaves: tuple[Leaf, ...] = ()
+    is_tensor: bool = False
+    writes: frozenset[int] = frozenset()
+    saved: frozenset[int] = frozenset()
+    hidden: dict[int, int] = field(default_factory=dict)
+    flops: int = 0
+    moved_bytes: int = 0
+    workspace_bytes: int = 0
+
+
+def tensor_leaves(value: Any) -> list[torch.Tensor]:
+    """The tensors in a nested value."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

@@ -1,0 +1,54 @@
+"""Stable names of nodes: another capture of the same model gives the same node the same name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import fx
+
+from autosplit.program.facts import Input
+
+_CONTROL_WORDS = ("autocast", "_set_grad_enabled", "inference_mode", "_saved_tensors_hooks", "_functorch")
+_STEP = re.compile(r"\._modules\[(?P<q>['\"])(?P<name>.*?)(?P=q)\]|\[(?P<q2>['\"]?)(?P<item>.*?)(?P=q2)\]")
+
+
+def stable_names(graph: fx.Graph, inputs: Mapping[fx.Node, Input]) -> dict[fx.Node, str]:
+    """Name of each node: "weight/NAME" and "input/NAME" for placeholders, else "MODULE.PATH/OPERATOR#ORDINAL".
+
+    The model's own names stay data: they are never used as identifiers in emitted code.
+    """
+    counts: dict[str, int] = {}
+    names: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            base = f"{'weight' if inputs[node].is_weight else 'input'}/{inputs[node].name}"
+        else:
+            base = f"{module_path(node)}/{operator_name(node)}"
+        counts[base] = counts.get(base, 0) + 1
+        names[node] = base if counts[base] == 1 else f"{base}#{counts[base]}"
+    return names
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module that the node comes from; "" for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(next(reversed(stack.values()))[0]).removeprefix("L['self']")
+    return _STEP.sub(lambda m: "." + (m["name"] or m["item"] or ""), path).removeprefix(".")
+
+
+def operator_name(node: fx.Node) -> str:
+    """A short name of the operator, for people and for stable names."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def is_control(node: fx.Node) -> bool:
+    """Autocast, grad-mode and similar region marks: they keep their place and are no compute."""
+    return node.op == "call_function" and any(word in operator_name(node) for word in _CONTROL_WORDS)
+
+
+def is_move(node: fx.Node) -> bool:
+    """The user's own ``.to()``, ``.cpu()`` or ``.cuda()``."""
+    return node.op == "call_method" and node.target in ("to", "cpu", "cuda")
