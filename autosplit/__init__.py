@@ -1,1 +1,91 @@
-"""autosplit: automatic model partitioning for PyTorch."""
+"""autosplit: automatic model partitioning for PyTorch.
+
+``partition(model, devices)`` returns the same model, split over the devices; ``plan`` shows the placement before
+anything moves; ``apply`` places by a plan made earlier; ``verify`` shows that nothing changed in what is computed;
+``solve`` is the engine alone, on any costed graph.
+
+Names are loaded when they are first used, so that importing autosplit does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autosplit import sim
+    from autosplit.api import apply, partition, plan
+    from autosplit.device import Cluster, Device, Link
+    from autosplit.errors import (
+        AutosplitError,
+        CapacityError,
+        CaptureError,
+        DeviceError,
+        GraphError,
+        PlanError,
+        VerifyError,
+    )
+    from autosplit.graph import CostGraph
+    from autosplit.placement import Placement, Plan
+    from autosplit.solvers import solve
+    from autosplit.verification import verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "apply": "autosplit.api",
+    "partition": "autosplit.api",
+    "plan": "autosplit.api",
+    "Cluster": "autosplit.device",
+    "Device": "autosplit.device",
+    "Link": "autosplit.device",
+    "AutosplitError": "autosplit.errors",
+    "CapacityError": "autosplit.errors",
+    "CaptureError": "autosplit.errors",
+    "DeviceError": "autosplit.errors",
+    "GraphError": "autosplit.errors",
+    "PlanError": "autosplit.errors",
+    "VerifyError": "autosplit.errors",
+    "CostGraph": "autosplit.graph",
+    "Placement": "autosplit.placement",
+    "Plan": "autosplit.placement",
+    "solve": "autosplit.solvers",
+    "verify": "autosplit.verification",
+}
+
+__all__ = [
+    "AutosplitError",
+    "CapacityError",
+    "CaptureError",
+    "Cluster",
+    "CostGraph",
+    "Device",
+    "DeviceError",
+    "GraphError",
+    "Link",
+    "Placement",
+    "Plan",
+    "PlanError",
+    "VerifyError",
+    "apply",
+    "partition",
+    "plan",
+    "sim",
+    "solve",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sim":
+        return importlib.import_module("autosplit.sim")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'autosplit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -27,6 +27,9 @@ from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
 
 Compile = Callable[[Program], Callable[..., Any]]
 """Turns a program into the callable that runs it: it takes real tensors in placeholder order."""
+
+Forward = Callable[..., Any]
+"""A module's forward as a function: it takes the module first."""
 
 _CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
 _RECOMPILE_LIMIT = 64
@@ -116,7 +119,10 @@ class StandIns:
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor of the same form whose storage is empty; a Parameter for a Parameter."""
     stand_in = torch.empty_strided(tuple(tensor.shape), tuple(tensor.stride()), dtype=tensor.dtype)
-    stand_in.untyped_storage().resize_(0)
+    if tensor.dim():
+        stand_in.untyped_storage().resize_(0)
+    else:
+        stand_in.zero_()  # Dynamo looks at the value of a number
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
     return stand_in.requires_grad_() if tensor.requires_grad else stand_in
@@ -126,13 +132,14 @@ class Frontend:
     """The model's forward, captured at its first call and again whenever Dynamo's guards say that it changed.
 
     Args:
-        model: its forward is captured as it is; nothing of it is changed.
+        model: its weights are swapped during a call; nothing of it is changed.
+        forward: the function of (model, ...) to capture.
         compile_program: called with each captured program; returns what runs it.
     """
 
-    def __init__(self, model: nn.Module, compile_program: Compile) -> None:
+    def __init__(self, model: nn.Module, forward: Forward, compile_program: Compile) -> None:
         self._model = model
-        self._forward = original_forward(model)
+        self._forward = forward
         self._compile_program = compile_program
         self._stand_ins = StandIns(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
@@ -173,11 +180,12 @@ class Frontend:
         return Input("size", node.name, value=getattr(getattr(value, "node", None), "hint", value))
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mode: Mode) -> Program:
+def capture(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> Program:
     """The program of one call of ``model``, without running it or moving anything.
 
     Args:
         model: on any device, meta included; its weights' data is never read.
+        forward: the function of (model, ...) to capture.
         args: positional inputs of forward; only their form is read.
         kwargs: keyword inputs of forward.
         mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off.
@@ -185,7 +193,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mode:
     Raises:
         CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
     """
-    check_arguments(model, args, kwargs)
+    _check_arguments(model, forward, args, kwargs)
     found: list[Program] = []
 
     def record(program: Program) -> Callable[..., Any]:
@@ -194,7 +202,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mode:
 
     with _CAPTURE_LOCK, _in_mode(model, mode):
         try:
-            Frontend(model, record)(*args, **kwargs)
+            Frontend(model, forward, record)(*args, **kwargs)
         except _Stop:
             return found[0]
     raise CaptureError(
@@ -202,13 +210,8 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mode:
     )
 
 
-def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Check a call against forward's signature before anything else happens.
-
-    Raises:
-        CaptureError: they do not match, or hold no tensor.
-    """
-    signature = inspect.signature(types.MethodType(original_forward(model), model))
+def _check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    signature = inspect.signature(types.MethodType(forward, model))
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -224,14 +227,6 @@ def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any
             f"{type(model).__name__} was called without a tensor (found {found}): "
             "pass example inputs as torch tensors, on any device (meta will do)"
         )
-
-
-def original_forward(model: nn.Module) -> Callable[..., Any]:
-    """The user's forward as a function of (self, ...), also when the model is already split."""
-    own = model.__dict__.get("forward")
-    if own is not None:
-        return lambda self, *args, **kwargs: own(*args, **kwargs)
-    return getattr(type(model), "_autosplit_forward", type(model).forward)
 
 
 def _stop(*inputs: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
 from torch import fx
 
 from autosplit.device import Device
@@ -19,12 +18,12 @@ from autosplit.program import Input, Program, Value, module_path, operator_name
 BACKWARD_FORWARD_RATIO = 2
 
 
-class OptimizerCost(msgspec.Struct, frozen=True, kw_only=True):
-    """What an optimizer keeps for each parameter byte (state) and takes for it while it steps (step)."""
+@dataclass(frozen=True)
+class OptimizerCost:
+    """Bytes that an optimizer keeps (state), and takes while it steps (step), for each byte of parameters."""
 
-    name: str
-    state_ratio: int
-    step_ratio: int
+    state_ratio: float
+    step_ratio: float
 
 
 @dataclass
@@ -134,8 +133,8 @@ def _tensor(program: Program, flow: _Flow, optimizer: OptimizerCost | None) -> T
         saved_by=tuple(flow.saved_by),
         requires_grad=leaf.requires_grad and not flow.value.name.endswith("!no_grad"),
         is_output=flow.is_output,
-        state_bytes=leaf.size_bytes * optimizer.state_ratio if trained and optimizer else 0,
-        step_bytes=leaf.size_bytes * optimizer.step_ratio if trained and optimizer else 0,
+        state_bytes=round(leaf.size_bytes * optimizer.state_ratio) if trained and optimizer else 0,
+        step_bytes=round(leaf.size_bytes * optimizer.step_ratio) if trained and optimizer else 0,
     )
 
 

@@ -23,7 +23,7 @@ class _Effects(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.written: set[int] = set()
         self.allocated: dict[int, int] = {}
         self.flops = 0

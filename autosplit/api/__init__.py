@@ -1,0 +1,5 @@
+"""The public functions, and the one place that knows the order of the passes."""
+
+from autosplit.api.public import apply, partition, plan
+
+__all__ = ["apply", "partition", "plan"]

@@ -1,0 +1,368 @@
+"""The line from a model to a plan: capture, cost, solve, emit, predict; solved again when the prediction says no."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from autosplit import estimate
+from autosplit.capture import capture
+from autosplit.costs import OptimizerCost, build_graph
+from autosplit.device import HOST, Cluster
+from autosplit.emit import assign, check_split, rewrite
+from autosplit.errors import CapacityError, PlanError
+from autosplit.graph import CostGraph, Mode
+from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory
+from autosplit.placement import (
+    DevicePrediction,
+    Objective,
+    Placement,
+    Plan,
+    Prediction,
+    Strategy,
+    Transfer,
+    check_placement,
+    check_plan,
+)
+from autosplit.predict import Footprint, fake_devices, measure_optimizer, predict_memory
+from autosplit.program import Program, Spec, tensor_leaves
+from autosplit.runtime import unsplit_forward, weight_signature
+from autosplit.solvers import solve
+from autosplit.units import format_bytes
+
+StrategyChoice = Literal["auto", "single", "replicate", "split"]
+ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
+
+_ATTEMPTS = 8
+_MARGIN = 0.99  # of what would just fit: what a second solve aims at
+_LOOSER = (1.1, 1.25)  # the fast estimate may err on the safe side: look beyond it before giving up
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of one plan, beside the model and its inputs."""
+
+    cluster: Cluster
+    mode: Mode
+    strategy: StrategyChoice = "auto"
+    objective: ObjectiveChoice = "auto"
+    optimizer: OptimizerLike | None = None
+    placement: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A placement with everything that follows from it."""
+
+    placement: Placement
+    homes: dict[str, str]
+    transfers: list[Transfer]
+    footprints: dict[str, Footprint]
+
+
+@dataclass
+class Problem:
+    """One captured and costed model, and the devices for it."""
+
+    model: nn.Module
+    request: Request
+    program: Program
+    io_device: str
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The devices."""
+        return self.request.cluster
+
+    @property
+    def objective(self) -> Objective:
+        """What to minimise."""
+        return "latency" if self.request.objective == "auto" else self.request.objective
+
+    @cached_property
+    def factory(self) -> OptimizerFactory | None:
+        """Makes the optimizer that training memory is planned for."""
+        if self.request.mode == "infer":
+            return None
+        asked = self.request.optimizer
+        if asked is None:
+            self.assumptions.append("optimizer: AdamW, as none was named")
+        on_host = all(device.kind == "cpu" for device in self.cluster.devices)
+        return optimizer_factory("adamw" if asked is None else asked, foreach=not on_host)
+
+    @cached_property
+    def graph(self) -> CostGraph:
+        """The cost graph."""
+        cost = None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
+        return build_graph(self.program, self.cluster.devices, cost)
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every parameter and buffer once, by its first name."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def has_bytes(self) -> dict[str, int]:
+        """Capacity by device name."""
+        return {device.name: device.memory_bytes for device in self.cluster.devices}
+
+    def homes(self, placement: Mapping[str, str]) -> dict[str, str]:
+        """The home of each weight: its first reader's device; a weight nobody reads goes with its neighbour."""
+        homes: dict[str, str] = {}
+        for source, reader in self.program.sources.items():
+            known = self.program.inputs.get(source)
+            if reader is not None and known is not None and known.is_weight:
+                homes[known.name] = placement[self.program.names[reader]]
+        last = self.cluster.names[0]
+        return {name: (last := homes.get(name, last)) for name in self.weights}
+
+    def evaluate(self, placement: Placement) -> Candidate:
+        """Emit the program for a placement and run it on fakes."""
+        check_placement(self.graph, placement.devices, self.cluster)
+        homes = self.homes(placement.devices)
+        assignment = assign(self.program, placement.devices, homes, self.io_device)
+        emitted = rewrite(self.program, assignment, fake_devices(self.cluster), self.io_device)
+        transfers = estimate.transfers(self.graph, placement.devices, self.io_device)
+        check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
+        placeholders = emitted.graph_module.graph.find_nodes(op="placeholder")
+        where = [emitted.location[node] for node in placeholders]
+        read = {source.name for source in self.program.inputs.values() if source.is_weight}
+        footprints = predict_memory(
+            emitted.graph_module.forward,
+            list(zip(self.program.inputs.values(), where, strict=True)),
+            [(Spec.of(weight), homes[name]) for name, weight in self.weights.items() if name not in read],
+            self.cluster,
+            self.request.mode,
+            self.factory,
+        )
+        return Candidate(placement, homes, transfers, footprints)
+
+
+def make_plan(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request) -> Plan:
+    """Plan ``model`` for one form of inputs; nothing is moved or run."""
+    if next(model.parameters(), None) is None:
+        raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to place; call it as it is")
+    if request.strategy == "split" and len(request.cluster.devices) == 1:
+        raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
+    program = capture(model, unsplit_forward(model), args, kwargs, request.mode)
+    problem = Problem(model, request, program, _io_device(args, kwargs, request.cluster))
+    return _describe(problem, _search(problem))
+
+
+def _io_device(args: Sequence[Any], kwargs: Mapping[str, Any], cluster: Cluster) -> str:
+    """Where inputs arrive: the device of the first tensor if it is one of the cluster's, else the host."""
+    leaves = tensor_leaves((list(args), dict(kwargs)))
+    return next((str(leaf.device) for leaf in leaves if str(leaf.device) in cluster.names), HOST)
+
+
+# ---------------------------------------------------------------- search
+
+
+def _search(problem: Problem) -> Candidate:
+    request = problem.request
+    if request.placement is not None:
+        return _fitting(problem, _by_hand(problem, request.placement))
+    if request.strategy in ("single", "replicate"):
+        return _fitting(problem, _on_one_device(problem))
+    return _solve_until_it_fits(problem, problem.objective)
+
+
+def _fitting(problem: Problem, placement: Placement) -> Candidate:
+    candidate = problem.evaluate(placement)
+    if _over(problem, candidate):
+        raise _does_not_fit(problem, candidate)
+    return candidate
+
+
+def _by_hand(problem: Problem, wanted: Mapping[str, str]) -> Placement:
+    """A placement from node names or module paths; what they leave open follows its weights or inputs."""
+    for key, device in wanted.items():
+        problem.cluster.device(device)
+        if not any(_names(key, node.name, node.module) for node in problem.graph.nodes.values()):
+            raise PlanError(f"placement key {key!r} is neither a node nor the path of a module that computes something")
+    named: dict[str, str] = {}
+    for node in problem.graph.nodes.values():
+        keys = [key for key in wanted if _names(key, node.name, node.module)]
+        if keys:
+            named[node.name] = wanted[max(keys, key=len)]
+    assignment = assign(problem.program, named, {}, problem.cluster.names[0])
+    devices = {problem.program.names[node]: assignment.devices[node] for node in problem.program.nodes}
+    return _valued(problem, devices, "by hand")
+
+
+def _names(key: str, node: str, module: str) -> bool:
+    return key in (node, module) or module.startswith(f"{key}.")
+
+
+def _on_one_device(problem: Problem) -> Placement:
+    """Everything on the device that runs it soonest."""
+    options = [
+        _valued(problem, dict.fromkeys(problem.graph.nodes, name), "one device") for name in problem.cluster.names
+    ]
+    return min(options, key=lambda placement: placement.value)
+
+
+def _valued(problem: Problem, devices: dict[str, str], method: str) -> Placement:
+    value = estimate.value(problem.graph, devices, problem.cluster, problem.objective, problem.io_device)
+    return Placement(devices=devices, objective=problem.objective, value=value, bound=0, method=method)
+
+
+def _solve_until_it_fits(problem: Problem, objective: Objective) -> Candidate:
+    """Solve with the fast estimate, check with the exact tracker, and tighten or loosen the limits by what it says."""
+    limits = problem.has_bytes()
+    best: Candidate | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            placement = _solve(problem, objective, limits)
+        except CapacityError as error:
+            if best is not None:
+                raise _does_not_fit(problem, best) from error
+            found = _solve_loosely(problem, objective)
+            if found is None:
+                raise
+            return found
+        candidate = problem.evaluate(placement)
+        over = _over(problem, candidate)
+        if not over:
+            return candidate
+        if best is None or sum(over.values()) < sum(_over(problem, best).values()):
+            best = candidate
+        limits = _tightened(problem, candidate, limits)
+    if best is None:
+        raise AssertionError("the search ended without a candidate")  # _ATTEMPTS is at least one
+    raise _does_not_fit(problem, best)
+
+
+def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) -> Placement:
+    placement = solve(
+        problem.graph, problem.cluster, objective=objective, io_device=problem.io_device, capacities=limits
+    )
+    if problem.request.strategy == "split" and len(set(placement.devices.values())) == 1 and objective != "memory":
+        return _solve(problem, "memory", limits)
+    return placement
+
+
+def _solve_loosely(problem: Problem, objective: Objective) -> Candidate | None:
+    for factor in _LOOSER:
+        limits = {name: int(size * factor) for name, size in problem.has_bytes().items()}
+        try:
+            candidate = problem.evaluate(_solve(problem, objective, limits))
+        except CapacityError:
+            continue
+        if not _over(problem, candidate):
+            return candidate
+    return None
+
+
+def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
+    """Bytes missing by device."""
+    has = problem.has_bytes()
+    needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
+    return {name: need - has[name] for name, need in needs.items() if need > has[name]}
+
+
+def _tightened(problem: Problem, candidate: Candidate, limits: Mapping[str, int]) -> dict[str, int]:
+    has, placement = problem.has_bytes(), candidate.placement.devices
+    estimated = estimate.peak_bytes(problem.graph, placement, problem.cluster, problem.io_device)
+    tighter = dict(limits)
+    for name in _over(problem, candidate):
+        share = has[name] / candidate.footprints[name].reserved_bytes
+        tighter[name] = int(min(limits[name], estimated[name]) * share * _MARGIN)
+    return tighter
+
+
+def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
+    has = problem.has_bytes()
+    needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
+    rows = [
+        f"{name} needs {format_bytes(needs[name])} of {format_bytes(has[name])} (short {format_bytes(short)})"
+        for name, short in _over(problem, candidate).items()
+    ]
+    return CapacityError(
+        f"{type(problem.model).__name__} does not fit, mode {problem.request.mode}: {'; '.join(rows)}; "
+        "give a smaller batch, another optimizer, or one more device",
+        needs_bytes=needs,
+        has_bytes=has,
+    )
+
+
+# ---------------------------------------------------------------- description
+
+
+def _describe(problem: Problem, candidate: Candidate) -> Plan:
+    placement, cluster = candidate.placement, problem.cluster
+    strategy, reason = _strategy(problem, candidate)
+    plan = Plan(
+        strategy=strategy,
+        mode=problem.request.mode,
+        cluster=cluster,
+        io_device=problem.io_device,
+        placement=placement.devices,
+        weights=candidate.homes,
+        transfers=tuple(candidate.transfers),
+        objective=placement.objective,
+        value=placement.value,
+        bound=placement.bound,
+        prediction=_prediction(problem, candidate),
+        reason=reason,
+        assumptions=(*problem.assumptions, *_assumptions(problem)),
+        fingerprint=weight_signature(problem.model),
+    )
+    check_plan(plan, problem.graph)
+    return plan
+
+
+def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
+    used = sorted(set(candidate.placement.devices.values()))
+    count = len(problem.cluster.devices)
+    if len(used) > 1:
+        why = "placed by hand" if problem.request.placement is not None else "does not fit one device"
+        why = "asked for" if problem.request.strategy == "split" else why
+        return "split", f"{why}: {len(used)} of {count} devices used"
+    fits = f"fits one device ({format_bytes(candidate.footprints[used[0]].reserved_bytes)} on {used[0]})"
+    if problem.request.strategy == "single" or (count == 1 and problem.request.strategy == "auto"):
+        return "single", fits
+    return "replicate", (
+        f"{fits}: one copy on each of {count} device(s) under torchrun --nproc-per-node={count}; "
+        f"in a single process it runs on {used[0]} alone"
+    )
+
+
+def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
+    graph, devices, cluster = problem.graph, candidate.placement.devices, problem.cluster
+    busy = estimate.busy_ns(graph, devices, cluster)
+    step_ns = estimate.step_ns(graph, devices, cluster, problem.io_device)
+    return Prediction(
+        devices={
+            name: DevicePrediction(
+                peak_bytes=footprint.peak_bytes,
+                reserved_bytes=footprint.reserved_bytes,
+                weight_bytes=footprint.weight_bytes,
+                busy_ns=busy.get(name, 0),
+            )
+            for name, footprint in candidate.footprints.items()
+        },
+        step_ns=step_ns,
+        transfer_ns=step_ns - sum(busy.values()),
+    )
+
+
+def _assumptions(problem: Problem) -> list[str]:
+    forms = [
+        f"{source.name} {str(source.spec.dtype).removeprefix('torch.')}{list(source.spec.shape)}"
+        for source in problem.program.inputs.values()
+        if source.kind == "input" and source.spec is not None
+    ]
+    said = [
+        f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
+        "times: roofline estimate, unmeasured; backward taken as 2 x forward; devices work one at a time",
+        "memory: what torch allocates; kernel workspaces and the device's context are not counted",
+    ]
+    if problem.request.mode == "train":
+        said.append("training: a steady step; a loss computed outside the model is not counted")
+    return said

@@ -1,0 +1,195 @@
+"""The rewrite: a new graph with our own names, a ``.to()`` for each crossing value, and devices in the arguments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from autosplit.emit.assign import Assignment
+from autosplit.program import Program, Value, is_control, is_move, operator_name
+
+_FACTORY_NAMES = (
+    "arange bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window kaiser_window "
+    "linspace logspace ones rand randint randn randperm scalar_tensor tensor tril_indices triu_indices zeros"
+)
+_FACTORIES = frozenset(getattr(torch, name) for name in _FACTORY_NAMES.split())
+_CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
+
+
+@dataclass(frozen=True)
+class Move:
+    """One emitted ``.to()``: the value it copies, and from where to where (device names)."""
+
+    value: str
+    src: str
+    dst: str
+
+
+@dataclass
+class Emitted:
+    """The rewritten graph: takes real tensors in placeholder order, returns the graph's flat outputs.
+
+    ``location`` gives the device name of every node of the new graph that holds a tensor.
+    """
+
+    graph_module: fx.GraphModule
+    moves: list[Move] = field(default_factory=list)
+    location: dict[fx.Node, str] = field(default_factory=dict)
+
+
+def rewrite(program: Program, assignment: Assignment, devices: Mapping[str, torch.device], io_device: str) -> Emitted:
+    """Rewrite ``program`` so that each node runs on its device.
+
+    Args:
+        program: a captured program; it is not changed.
+        assignment: device name by node.
+        devices: the torch device for each name, "host" included.
+        io_device: name of the device that inputs arrive on and outputs return to.
+    """
+    return _Rewriter(program, assignment.devices, devices, io_device).run()
+
+
+class _Rewriter:
+    def __init__(
+        self, program: Program, assigned: Mapping[fx.Node, str], devices: Mapping[str, torch.device], io_device: str
+    ) -> None:
+        self.program = program
+        self.assigned = assigned
+        self.devices = devices
+        self.io_device = io_device
+        self.index = {name: i for i, name in enumerate(devices)}
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.copies: dict[tuple[str, str], fx.Node] = {}
+        self.emitted = Emitted(fx.GraphModule(self.root, self.graph))
+
+    def run(self) -> Emitted:
+        for number, node in enumerate(self.program.graph_module.graph.nodes):
+            if node.op == "output":
+                self.graph.output(self.localise(node, node.args[0], self.io_device))
+            else:
+                self.env[node] = new = self.emit(number, node)
+                new.meta["value_name"] = self.program.names[node]
+        self.graph.lint()
+        self.emitted.graph_module = fx.GraphModule(self.root, self.graph, class_name="Split")
+        return self.emitted
+
+    def emit(self, number: int, node: fx.Node) -> fx.Node:
+        if node.op == "placeholder":
+            new = self.graph.placeholder(f"in{number}")
+            return self.at(new, self.arrival(node))
+        if node.op == "get_attr":
+            return self.constant(number, node)
+        if node in self.assigned:
+            return self.compute(number, node, self.assigned[node])
+        # Region marks and numbers: they have no device of their own, and what they look at is not moved.
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        if is_control(node) and "autocast" in operator_name(node):
+            args = tuple(self.device_type() if arg == "cpu" else arg for arg in args)
+        return self.graph.create_node(node.op, node.target, args, kwargs, name=f"n{number}")
+
+    def compute(self, number: int, node: fx.Node, name: str) -> fx.Node:
+        args, kwargs = self.localise(node, (node.args, node.kwargs), name)
+        target, args, kwargs = _relocate(node, args, dict(kwargs), self.devices[name])
+        new = self.graph.create_node(node.op, target, args, kwargs, name=f"s{self.index[name]}_n{number}")
+        return self.at(new, name)
+
+    def arrival(self, node: fx.Node) -> str:
+        """Where a placeholder's tensor is when the program starts."""
+        source = self.program.inputs[node]
+        return self.assigned.get(node, self.io_device) if source.is_weight else self.io_device
+
+    def constant(self, number: int, node: fx.Node) -> fx.Node:
+        """A tensor or a graph that the capture holds by itself, under a name of ours."""
+        held: Any = self.program.graph_module
+        for part in str(node.target).split("."):
+            held = getattr(held, part)
+        name = f"c{number}"
+        if isinstance(held, fx.GraphModule):
+            reader = next((user for user in node.users if user in self.assigned), None)
+            held = _relocate_inner(held, self.devices[self.assigned[reader]]) if reader is not None else held
+            self.root.add_module(name, held)
+            return self.graph.get_attr(name)
+        home = self.assigned.get(node, self.io_device)
+        self.root.register_buffer(name, held.to(self.devices[home]) if not _is_fake(held) else held)
+        return self.at(self.graph.get_attr(name), home)
+
+    def localise(self, reader: fx.Node, arguments: Any, name: str) -> Any:
+        """The arguments with every tensor as the reader on device ``name`` sees it: itself, or its copy there."""
+        return fx.map_arg(arguments, lambda argument: self.read(reader, argument, name))
+
+    def read(self, reader: fx.Node, argument: fx.Node, name: str) -> fx.Node:
+        new = self.env[argument]
+        value = self.program.reads[reader].get(argument)
+        src = self.emitted.location.get(new)
+        if value is None or src is None or not self.program.facts[argument].is_tensor:
+            return new
+        home = self.assigned.get(argument, src)
+        if src not in (home, name) and home != name:  # an input goes home first, and on from there
+            new, src = self.copy(value, new, src, home), home
+        return new if src == name else self.copy(value, new, src, name)
+
+    def copy(self, value: Value, new: fx.Node, src: str, dst: str) -> fx.Node:
+        key = (value.name, dst)
+        if key not in self.copies:
+            name = f"to{self.index[dst]}_{new.name}"
+            copied = self.graph.create_node("call_method", "to", (new, self.devices[dst]), {}, name=name)
+            copied.meta["value_name"] = value.name
+            self.copies[key] = self.at(copied, dst)
+            self.emitted.moves.append(Move(value.name, src, dst))
+        return self.copies[key]
+
+    def at(self, new: fx.Node, name: str) -> fx.Node:
+        self.emitted.location[new] = name
+        return new
+
+    def device_type(self) -> str:
+        return next(iter(self.devices.values())).type
+
+
+def _relocate(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The call with the logical device in its arguments replaced by the device it runs on."""
+    target: Any = node.target
+    if target is _CHECKPOINT:
+        # Dynamo's mark recomputes only under a compiler; the real checkpoint also keeps the RNG state.
+        return _checkpoint, args, {}
+    if is_move(node) and target != "to":
+        return "to", (args[0], device), {}
+    if is_move(node) and len(args) > 1 and isinstance(args[1], str):
+        args = (args[0], device, *args[2:])
+    if isinstance(kwargs.get("device"), (str, int)):
+        kwargs["device"] = device
+    args, kwargs = pytree.tree_map_only(torch.device, lambda _: device, (args, kwargs))
+    if node.op == "call_function" and target in _FACTORIES and kwargs.get("device") is None:
+        kwargs["device"] = device
+    return target, args, kwargs
+
+
+def _checkpoint(function: Any, *args: Any) -> Any:
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True)
+
+
+def _relocate_inner(graph_module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """A copy of a higher-order operator's inner graph with its device constants replaced."""
+    inner = copy.deepcopy(graph_module)
+    for module in inner.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op in ("call_function", "call_method") and not is_control(node):
+                    node.target, node.args, node.kwargs = _relocate(node, node.args, dict(node.kwargs), device)
+            module.recompile()
+    return inner
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, torch._subclasses.FakeTensor)

@@ -1,0 +1,48 @@
+"""The optimizer that training memory is planned for: a name, an instance, or a function that makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from autosplit.errors import PlanError
+
+OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+OptimizerLike = str | torch.optim.Optimizer | OptimizerFactory
+
+_BY_NAME: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"lr": 1e-3}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+}
+
+
+def optimizer_factory(optimizer: OptimizerLike, *, foreach: bool) -> OptimizerFactory:
+    """A function that makes the optimizer of some parameters.
+
+    Args:
+        optimizer: "sgd", "adam", "adamw", an instance (its class and options are used, its parameters are not
+            touched), or a function from a list of parameters to an optimizer.
+        foreach: what torch chooses on the devices planned for, where the optimizer leaves it open; it decides how
+            many temporaries live at once.
+
+    Raises:
+        PlanError: another name, or none of these.
+    """
+    if isinstance(optimizer, str):
+        if optimizer.lower() not in _BY_NAME:
+            raise PlanError(
+                f"optimizer {optimizer!r} is unknown: use {', '.join(_BY_NAME)}, or pass the optimizer itself"
+            )
+        made, options = _BY_NAME[optimizer.lower()]
+        return lambda parameters: made(parameters, foreach=foreach, **options)  # type: ignore[call-arg]  # all three take it
+    if isinstance(optimizer, torch.optim.Optimizer):
+        kind, defaults = type(optimizer), dict(optimizer.defaults)
+        if "foreach" in defaults and defaults["foreach"] is None and not defaults.get("fused"):
+            defaults["foreach"] = foreach
+        return lambda parameters: kind(parameters, **defaults)
+    if callable(optimizer):
+        return optimizer
+    raise PlanError(f"optimizer={optimizer!r}: expected a name, a torch.optim.Optimizer or a function that makes one")

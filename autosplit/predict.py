@@ -1,0 +1,208 @@
+"""Predict: run the emitted program on fake tensors, book every storage on its device, and see what it peaks at.
+
+What is predicted is what runs: the same graph, the same autograd, the same optimizer, on tensors without data. Each
+device's allocations go through the rules of the caching allocator, so what it reserves is predicted too.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autosplit.allocator import AllocationError, Block, CachingAllocator
+from autosplit.device import HOST, Cluster, Device
+from autosplit.errors import PlanError
+from autosplit.graph import Mode
+from autosplit.program import Input, Spec, tensor_leaves
+
+OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+
+_TRAINING_STEPS = 2  # the second has the optimizer's state from the start
+_COPIES = ("aten::_to_copy", "aten::copy_")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one device over one step.
+
+    Attributes:
+        peak_bytes: most bytes allocated at once, each allocation rounded as the allocator rounds.
+        reserved_bytes: most bytes the allocator takes from the device.
+        weight_bytes: parameters and buffers.
+    """
+
+    peak_bytes: int
+    reserved_bytes: int
+    weight_bytes: int
+
+
+def fake_devices(cluster: Cluster) -> dict[str, torch.device]:
+    """The devices to emit for when the program is to run on fakes: cpu:0, cpu:1, ...; the host is the CPU itself."""
+    return {name: torch.device("cpu", i) for i, name in enumerate(cluster.names)} | {HOST: torch.device("cpu")}
+
+
+def predict_memory(
+    run: Callable[..., Sequence[Any]],
+    inputs: Sequence[tuple[Input, str]],
+    unread: Sequence[tuple[Spec, str]],
+    cluster: Cluster,
+    mode: Mode,
+    optimizer: OptimizerFactory | None,
+) -> dict[str, Footprint]:
+    """Peak memory of each device over one forward pass, or over a steady training step.
+
+    Args:
+        run: the emitted program, emitted for ``fake_devices(cluster)``.
+        inputs: each placeholder and the name of the device its tensor is on when the program starts.
+        unread: weights that the program does not read, and their homes.
+        cluster: devices and their capacities.
+        mode: "infer" or "train".
+        optimizer: makes the optimizer of one device's parameters; None trains without one.
+
+    Raises:
+        PlanError: an operation's tensors are on different devices.
+    """
+    devices = fake_devices(cluster)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(mode == "train"):
+        tracker = _Tracker(cluster)
+        with tracker:
+            tensors = {i: source.spec.empty(devices[name]) for i, (source, name) in enumerate(inputs) if source.spec}
+            values = [tensors.get(i, source.value) for i, (source, _) in enumerate(inputs)]
+            weights = [tensor for i, tensor in tensors.items() if inputs[i][0].is_weight]
+            weights += [spec.empty(devices[name]) for spec, name in unread]
+            held = tracker.allocated_by(weights)
+            if mode == "train":
+                _train(run, values, [weight for weight in weights if weight.requires_grad], optimizer)
+            else:
+                run(*values)
+    return {
+        name: Footprint(allocator.peak_allocated_bytes, allocator.peak_reserved_bytes, held.get(name, 0))
+        for name, allocator in tracker.allocators.items()
+    }
+
+
+def training_loss(outputs: Any) -> torch.Tensor:
+    """The scalar that a training step is taken to descend.
+
+    The first scalar among the outputs that carries a gradient (a model that returns its loss); else the sum of all
+    outputs that carry one.
+
+    Raises:
+        PlanError: no output carries a gradient.
+    """
+    differentiable = [leaf for leaf in tensor_leaves(outputs) if leaf.requires_grad]
+    if not differentiable:
+        raise PlanError(
+            "mode 'train' was asked, but no output of the model requires a gradient: plan with mode='infer'"
+        )
+    for leaf in differentiable:
+        if leaf.dim() == 0:
+            return leaf
+    total = differentiable[0].sum()
+    for leaf in differentiable[1:]:
+        total = total + leaf.sum().to(total.device)
+    return total
+
+
+def _train(
+    run: Callable[..., Any], values: list[Any], parameters: list[torch.Tensor], factory: OptimizerFactory | None
+) -> None:
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for parameter in parameters:
+        by_device.setdefault(parameter.device, []).append(parameter)
+    optimizers = [factory(group) for group in by_device.values()] if factory else []
+    for _ in range(_TRAINING_STEPS):
+        outputs = run(*values)
+        loss = training_loss(outputs)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        del outputs, loss  # the caller drops a step's results before the next step
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:
+    """Step an optimizer on one fake parameter and see what it allocates.
+
+    Returns:
+        Bytes that it keeps, and bytes that it takes while it steps, for each byte of parameters.
+    """
+    size_bytes = 64 * 2**20
+    cluster = Cluster(devices=(Device(name="probe", kind="probe", memory_bytes=2**62),))
+    with FakeTensorMode(), _Tracker(cluster) as tracker:
+        parameter = torch.empty(size_bytes // 4, device="cpu:0", requires_grad=True)
+        parameter.grad = torch.empty_like(parameter)
+        before = tracker.allocators["probe"].allocated_bytes
+        optimizer = factory([parameter])
+        optimizer.step()
+        state = tracker.allocators["probe"].allocated_bytes - before
+        tracker.allocators["probe"].reset_peak()
+        optimizer.step()
+        step = tracker.allocators["probe"].peak_allocated_bytes - before - state
+    return state / size_bytes, step / size_bytes
+
+
+class _Tracker(TorchDispatchMode):
+    """Books each storage on the allocator of its device, from the operation that makes it until it dies."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.allocators = {device.name: CachingAllocator(device.memory_bytes) for device in cluster.devices}
+        self._names = dict(enumerate(cluster.names))
+        self._live: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if hasattr(func, "_schema") and func._schema.name not in _COPIES:
+            _check_devices(func, tensor_leaves((args, kwargs)))
+        result = func(*args, **kwargs)
+        for tensor in tensor_leaves(result):
+            self._book(tensor)
+        return result
+
+    def allocated_by(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
+        """Bytes of these tensors' storages by device name."""
+        total: dict[str, int] = {}
+        for storage, device in {t.untyped_storage()._cdata: (t.untyped_storage(), t.device) for t in tensors}.values():
+            if device.index is not None:
+                name = self._names[device.index]
+                total[name] = total.get(name, 0) + storage.nbytes()
+        return total
+
+    def _book(self, tensor: torch.Tensor) -> None:
+        storage, index = tensor.untyped_storage(), tensor.device.index
+        key = storage._cdata
+        if index is None or key in self._live:  # the host's memory is not planned
+            return
+        allocator = self.allocators[self._names[index]]
+        block = _malloc(allocator, storage.nbytes())
+
+        def died(_: Any) -> None:
+            del self._live[key]
+            if block is not None:
+                allocator.free(block)
+
+        self._live[key] = weakref.ref(storage, died)
+
+
+def _malloc(allocator: CachingAllocator, size_bytes: int) -> Block | None:
+    try:
+        return allocator.malloc(size_bytes)
+    except AllocationError:
+        allocator.capacity_bytes = None  # it does not fit: go on without the limit, to say by how much
+        return allocator.malloc(size_bytes)
+
+
+def _check_devices(func: Any, tensors: list[torch.Tensor]) -> None:
+    found = {tensor.device for tensor in tensors if tensor.dim() or tensor.device.index is not None}
+    if len(found) > 1:
+        raise PlanError(f"{func}: its tensors are on {len(found)} devices ({', '.join(sorted(map(str, found)))})")

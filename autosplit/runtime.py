@@ -1,0 +1,138 @@
+"""The user's module, split in place: the same object, of a dynamic subclass of its own class.
+
+Weights go to their homes one by one and keep their identity, so an optimizer made before stays valid. If a move
+fails, those already moved go back.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from autosplit.errors import PlanError
+from autosplit.placement import Plan, fingerprint
+
+Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+
+_STATE = "_autosplit"
+
+
+class SplitState:
+    """What a split module carries: how to call it, its plan, and the graph it ran last."""
+
+    def __init__(self, call: Call, plan: Plan | None = None) -> None:
+        self.call = call
+        self.plan = plan
+        self.graph_module: fx.GraphModule | None = None
+
+
+def install(model: nn.Module, state: SplitState) -> None:
+    """Make ``model`` call ``state.call``; its class becomes a subclass of the one it had."""
+    if _STATE not in model.__dict__:
+        model.__class__ = _subclass(type(model))
+    model.__dict__[_STATE] = state
+
+
+def unsplit_forward(model: nn.Module) -> Callable[..., Any]:
+    """The user's forward as a function of (self, ...), also when the model is split already."""
+    own = model.__dict__.get("forward")
+    if own is not None:
+        return lambda self, *args, **kwargs: own(*args, **kwargs)
+    written = type(model).__mro__[1] if _STATE in model.__dict__ else type(model)
+    forward: Callable[..., Any] = written.forward  # type: ignore[attr-defined]  # a Module class has one
+    return forward
+
+
+def place_weights(model: nn.Module, homes: Mapping[str, torch.device]) -> None:
+    """Move each parameter and buffer to its home, keeping its identity; all or none.
+
+    Args:
+        model: weights without a home stay where they are.
+        homes: device by name, as in named_parameters and named_buffers.
+
+    Raises:
+        PlanError: a weight has no data (it is on the meta device), and its home is a device that holds data.
+        torch.OutOfMemoryError: a home is full; the weights are back where they were.
+    """
+    weights: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, device in homes.items():
+        if weights[name].is_meta and _holds_data(device):
+            raise PlanError(
+                f"weight {name!r} is on the meta device and has no data to put on {device}: "
+                "load the model's weights first, or only plan"
+            )
+    moved: list[tuple[torch.Tensor, torch.device]] = []
+    try:
+        for name, device in homes.items():
+            was = weights[name].device
+            if was != device:
+                _move(weights[name], device)
+                moved.append((weights[name], was))
+    except BaseException:
+        for tensor, was in reversed(moved):
+            _move(tensor, was)
+        raise
+
+
+def weight_signature(model: nn.Module) -> str:
+    """Fingerprint of the names, shapes and dtypes of all parameters and buffers."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return fingerprint([(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named])
+
+
+def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__[_STATE].call(self, args, kwargs)
+
+    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]  # what inspect reads first
+    members = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    members |= {"plan": property(_plan), "graph_module": property(_graph_module)}
+    return type(f"Split{cls.__name__}", (cls,), members)
+
+
+def _plan(model: nn.Module) -> Plan:
+    plan: Plan | None = model.__dict__[_STATE].plan
+    if plan is None:
+        raise PlanError("not planned yet: call the model once, or pass args to partition")
+    return plan
+
+
+def _graph_module(model: nn.Module) -> fx.GraphModule:
+    graph_module: fx.GraphModule | None = model.__dict__[_STATE].graph_module
+    if graph_module is None:
+        raise PlanError("not emitted yet: call the model once")
+    return graph_module
+
+
+def _holds_data(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return True
+    return device.type != "meta" and getattr(torch.get_device_module(device), "holds_data", True)
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> None:
+    """Move the tensor, and its gradient, to ``device``; every reference to it sees the move."""
+    with torch.no_grad():
+        moved = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
+    if tensor.grad is not None:
+        gradient = tensor.grad
+        tensor.grad = None
+        _replace(tensor, moved)
+        tensor.grad = gradient.to(device)
+    else:
+        _replace(tensor, moved)
+
+
+def _replace(tensor: torch.Tensor, moved: torch.Tensor) -> None:
+    if torch._has_compatible_shallow_copy_type(tensor, moved):
+        tensor.data = moved
+        return
+    if isinstance(tensor, nn.Parameter):
+        moved = nn.Parameter(moved, requires_grad=tensor.requires_grad)
+    torch.utils.swap_tensors(tensor, moved)  # as nn.Module.to does between unlike backends
