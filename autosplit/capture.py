@@ -38,7 +38,11 @@ _serial = itertools.count()
 
 
 class _Stop(BaseException):
-    """Leaves the compiled frame once the graph is known; never seen outside this file."""
+    """Leaves the compiled frame once its program is known; never seen outside this file."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
 
 
 class StandIns:
@@ -129,18 +133,23 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Frontend:
-    """The model's forward, captured at its first call and again whenever Dynamo's guards say that it changed.
+    """A model's forward, captured at its first call and again whenever Dynamo's guards say that it changed.
+
+    ``capture`` gives the program of a call without running it; a call runs what ``compile_program`` makes of each
+    program. A program captured for planning serves the calls after it too.
 
     Args:
-        model: its weights are swapped during a call; nothing of it is changed.
-        forward: the function of (model, ...) to capture.
-        compile_program: called with each captured program; returns what runs it.
+        model: during a call its weights are swapped and its class is ``written``; nothing else is changed.
+        written: the class that the user wrote.
+        compile_program: turns a program into what runs it; may be set later, before the first call.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward, compile_program: Compile) -> None:
+    def __init__(self, model: nn.Module, written: type[nn.Module], compile_program: Compile | None = None) -> None:
+        self.compile_program = compile_program
         self._model = model
-        self._forward = forward
-        self._compile_program = compile_program
+        self._written = written
+        self._forward = _forward_of(model, written)
+        self._capturing = False
         self._stand_ins = StandIns(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
         self._compiled = torch.compile(_fresh_entry(), backend=self._backend, fullgraph=True)
@@ -151,20 +160,56 @@ class Frontend:
         Raises:
             CaptureError: forward cannot be captured as one graph; names the reason and the line.
         """
-        with self._lock, self._stand_ins.swapped(), _dynamo_settings(), _as_capture_error(self._model):
+        with self._lock, self._as_written(), _dynamo_settings(), _as_capture_error(self._model):
             args, kwargs = self._stand_ins.of_inputs((args, kwargs))
             return self._stand_ins.back(self._compiled(self._model, self._forward, args, kwargs))
+
+    def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> Program:
+        """The program of one call, without running it or moving anything.
+
+        Args:
+            args: positional inputs of forward; only their form is read, so meta tensors will do.
+            kwargs: keyword inputs of forward.
+            mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off.
+
+        Raises:
+            CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
+        """
+        _check_arguments(self._model, self._forward, args, kwargs)
+        with _CAPTURE_LOCK, self._lock, _in_mode(self._model, mode):
+            self._capturing = True
+            try:
+                self(*args, **kwargs)
+            except _Stop as stop:
+                return stop.program
+            finally:
+                self._capturing = False
+        raise CaptureError(f"{type(self._model).__name__}.forward runs no tensor operation: there is nothing to place")
+
+    @contextmanager
+    def _as_written(self) -> Iterator[None]:
+        """The model as the user wrote it and whole, so that what was captured once holds before and after a split."""
+        current = type(self._model)
+        self._model.__class__ = self._written
+        try:
+            with self._stand_ins.swapped():
+                yield
+        finally:
+            self._model.__class__ = current
 
     def _backend(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         mode: Mode = "train" if torch.is_grad_enabled() else "infer"
         placeholders = graph_module.graph.find_nodes(op="placeholder")
         program = Program(graph_module, [self._input(node) for node in placeholders], mode)
-        run = self._compile_program(program)
-        stand_ins = self._stand_ins
+        compiled: list[Callable[..., Any]] = []
 
         def call(*inputs: Any) -> Any:
-            real = stand_ins.real
-            return run(*[real.get(id(value), value) for value in inputs])
+            if self._capturing or self.compile_program is None:
+                raise _Stop(program)
+            if not compiled:
+                compiled.append(self.compile_program(program))
+            real = self._stand_ins.real
+            return compiled[0](*[real.get(id(value), value) for value in inputs])
 
         return call
 
@@ -180,34 +225,13 @@ class Frontend:
         return Input("size", node.name, value=getattr(getattr(value, "node", None), "hint", value))
 
 
-def capture(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> Program:
-    """The program of one call of ``model``, without running it or moving anything.
-
-    Args:
-        model: on any device, meta included; its weights' data is never read.
-        forward: the function of (model, ...) to capture.
-        args: positional inputs of forward; only their form is read.
-        kwargs: keyword inputs of forward.
-        mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off.
-
-    Raises:
-        CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
-    """
-    _check_arguments(model, forward, args, kwargs)
-    found: list[Program] = []
-
-    def record(program: Program) -> Callable[..., Any]:
-        found.append(program)
-        return _stop
-
-    with _CAPTURE_LOCK, _in_mode(model, mode):
-        try:
-            Frontend(model, forward, record)(*args, **kwargs)
-        except _Stop:
-            return found[0]
-    raise CaptureError(
-        f"{type(model).__name__} was called, but its forward runs no tensor operation: there is nothing to place"
-    )
+def _forward_of(model: nn.Module, written: type[nn.Module]) -> Forward:
+    """Forward as a function of (model, ...)."""
+    own = model.__dict__.get("forward")
+    if own is not None:
+        return lambda self, *args, **kwargs: own(*args, **kwargs)
+    forward: Forward = written.forward
+    return forward
 
 
 def _check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -227,10 +251,6 @@ def _check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kw
             f"{type(model).__name__} was called without a tensor (found {found}): "
             "pass example inputs as torch tensors, on any device (meta will do)"
         )
-
-
-def _stop(*inputs: Any) -> Any:
-    raise _Stop
 
 
 def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:

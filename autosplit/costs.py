@@ -94,8 +94,8 @@ def _collect(program: Program) -> dict[str, _Flow]:
         for value in program.reads[node].values():
             if node in placed and program.facts[value.node].is_tensor:
                 _read(program, flows, value, node)
-            elif node is program.output and value.name in flows:
-                flows[value.name].is_output = True
+            elif node is program.output and (value.producer or program.sources[value.node]):
+                flows.setdefault(value.name, _Flow(value, _home(program, flows, value))).is_output = True
         if node in placed and program.facts[node].is_tensor:
             value = Value(program.names[node], node, node)
             flow = flows.setdefault(value.name, _Flow(value, program.names[node]))
@@ -106,12 +106,23 @@ def _collect(program: Program) -> dict[str, _Flow]:
 
 def _read(program: Program, flows: dict[str, _Flow], value: Value, reader: fx.Node) -> None:
     name = program.names[reader]
-    home = program.names[value.producer] if value.producer is not None else name
-    flow = flows.setdefault(value.name, _Flow(value, home))
+    flow = flows.setdefault(value.name, _Flow(value, _home(program, flows, value)))
     if flow.producer != name:
         flow.readers.append(name)
     if _saves(program, reader, value.node):
         flow.saved_by.append(name)
+
+
+def _home(program: Program, flows: dict[str, _Flow], value: Value) -> str:
+    """The node at whose device the value is: its producer, or the first reader of the source that it is."""
+    if value.producer is not None:
+        return program.names[value.producer]
+    first = program.sources[value.node]
+    if first is None:
+        raise AssertionError(f"{value.name} is read, but its source has no reader")  # sources are computed from reads
+    arrival = Value(program.names[value.node], value.node, None)
+    flows.setdefault(arrival.name, _Flow(arrival, program.names[first]))
+    return program.names[first]
 
 
 def _saves(program: Program, node: fx.Node, tensor: fx.Node) -> bool:
@@ -119,7 +130,8 @@ def _saves(program: Program, node: fx.Node, tensor: fx.Node) -> bool:
 
 
 def _tensor(program: Program, flow: _Flow, optimizer: OptimizerCost | None) -> Tensor:
-    source = program.inputs.get(flow.value.node)
+    arrives = flow.value.name == program.names[flow.value.node]
+    source = program.inputs.get(flow.value.node) if arrives else None
     leaf = program.facts[flow.value.node].leaves[0]
     trained = source is not None and source.kind == "parameter" and leaf.requires_grad and optimizer is not None
     return Tensor(
@@ -127,7 +139,7 @@ def _tensor(program: Program, flow: _Flow, optimizer: OptimizerCost | None) -> T
         producer=flow.producer,
         readers=tuple(flow.readers),
         size_bytes=leaf.size_bytes,
-        kind=_kind(flow.value.node, source),
+        kind=_kind(flow.value.node, source) if arrives else "activation",
         storage=f"storage-{leaf.storage}",
         storage_bytes=leaf.storage_bytes,
         saved_by=tuple(flow.saved_by),

@@ -87,23 +87,18 @@ def predict_memory(
     }
 
 
-def training_loss(outputs: Any) -> torch.Tensor:
+def training_loss(outputs: Any) -> torch.Tensor | None:
     """The scalar that a training step is taken to descend.
 
     The first scalar among the outputs that carries a gradient (a model that returns its loss); else the sum of all
-    outputs that carry one.
-
-    Raises:
-        PlanError: no output carries a gradient.
+    outputs that carry one; None when none does.
     """
     differentiable = [leaf for leaf in tensor_leaves(outputs) if leaf.requires_grad]
-    if not differentiable:
-        raise PlanError(
-            "mode 'train' was asked, but no output of the model requires a gradient: plan with mode='infer'"
-        )
     for leaf in differentiable:
         if leaf.dim() == 0:
             return leaf
+    if not differentiable:
+        return None
     total = differentiable[0].sum()
     for leaf in differentiable[1:]:
         total = total + leaf.sum().to(total.device)
@@ -120,7 +115,8 @@ def _train(
     for _ in range(_TRAINING_STEPS):
         outputs = run(*values)
         loss = training_loss(outputs)
-        loss.backward()
+        if loss is not None:
+            loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         del outputs, loss  # the caller drops a step's results before the next step

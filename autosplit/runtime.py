@@ -38,14 +38,14 @@ def install(model: nn.Module, state: SplitState) -> None:
     model.__dict__[_STATE] = state
 
 
-def unsplit_forward(model: nn.Module) -> Callable[..., Any]:
-    """The user's forward as a function of (self, ...), also when the model is split already."""
-    own = model.__dict__.get("forward")
-    if own is not None:
-        return lambda self, *args, **kwargs: own(*args, **kwargs)
-    written = type(model).__mro__[1] if _STATE in model.__dict__ else type(model)
-    forward: Callable[..., Any] = written.forward  # type: ignore[attr-defined]  # a Module class has one
-    return forward
+def note_graph_module(model: nn.Module, graph_module: fx.GraphModule) -> None:
+    """Keep the graph that ``model`` runs, for ``split.graph_module``."""
+    model.__dict__[_STATE].graph_module = graph_module
+
+
+def unsplit_class(model: nn.Module) -> type[nn.Module]:
+    """The class that the user wrote, also when the model is split already."""
+    return type(model).__mro__[1] if _STATE in model.__dict__ else type(model)
 
 
 def place_weights(model: nn.Module, homes: Mapping[str, torch.device]) -> None:

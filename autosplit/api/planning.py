@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autosplit import estimate
-from autosplit.capture import capture
+from autosplit.capture import Frontend
 from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.emit import assign, check_split, rewrite
@@ -31,16 +31,16 @@ from autosplit.placement import (
 )
 from autosplit.predict import Footprint, fake_devices, measure_optimizer, predict_memory
 from autosplit.program import Program, Spec, tensor_leaves
-from autosplit.runtime import unsplit_forward, weight_signature
+from autosplit.runtime import weight_signature
 from autosplit.solvers import solve
 from autosplit.units import format_bytes
 
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
 
-_ATTEMPTS = 8
-_MARGIN = 0.99  # of what would just fit: what a second solve aims at
-_LOOSER = (1.1, 1.25)  # the fast estimate may err on the safe side: look beyond it before giving up
+_ATTEMPTS = 4
+_MARGIN = 0.99  # of what would just fit: what the next solve aims at
+_LOOSE = 1.25  # of each capacity
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Candidate:
 
     placement: Placement
     homes: dict[str, str]
-    transfers: list[Transfer]
+    transfers: Sequence[Transfer]
     footprints: dict[str, Footprint]
 
 
@@ -127,7 +127,7 @@ class Problem:
         homes = self.homes(placement.devices)
         assignment = assign(self.program, placement.devices, homes, self.io_device)
         emitted = rewrite(self.program, assignment, fake_devices(self.cluster), self.io_device)
-        transfers = estimate.transfers(self.graph, placement.devices, self.io_device)
+        transfers = estimate.transfers(self.graph, placement.devices, self.cluster, io_device=self.io_device)
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
         placeholders = emitted.graph_module.graph.find_nodes(op="placeholder")
         where = [emitted.location[node] for node in placeholders]
@@ -143,13 +143,13 @@ class Problem:
         return Candidate(placement, homes, transfers, footprints)
 
 
-def make_plan(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request) -> Plan:
-    """Plan ``model`` for one form of inputs; nothing is moved or run."""
-    if next(model.parameters(), None) is None:
-        raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to place; call it as it is")
+def make_plan(
+    model: nn.Module, frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request
+) -> Plan:
+    """Plan ``model``, captured through ``frontend``, for one form of inputs; nothing is moved or run."""
     if request.strategy == "split" and len(request.cluster.devices) == 1:
         raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
-    program = capture(model, unsplit_forward(model), args, kwargs, request.mode)
+    program = frontend.capture(args, kwargs, request.mode)
     problem = Problem(model, request, program, _io_device(args, kwargs, request.cluster))
     return _describe(problem, _search(problem))
 
@@ -169,7 +169,7 @@ def _search(problem: Problem) -> Candidate:
         return _fitting(problem, _by_hand(problem, request.placement))
     if request.strategy in ("single", "replicate"):
         return _fitting(problem, _on_one_device(problem))
-    return _solve_until_it_fits(problem, problem.objective)
+    return _solve_until_it_fits(problem)
 
 
 def _fitting(problem: Problem, placement: Placement) -> Candidate:
@@ -208,34 +208,32 @@ def _on_one_device(problem: Problem) -> Placement:
 
 
 def _valued(problem: Problem, devices: dict[str, str], method: str) -> Placement:
-    value = estimate.value(problem.graph, devices, problem.cluster, problem.objective, problem.io_device)
+    value = estimate.value(problem.graph, devices, problem.cluster, problem.objective, io_device=problem.io_device)
     return Placement(devices=devices, objective=problem.objective, value=value, bound=0, method=method)
 
 
-def _solve_until_it_fits(problem: Problem, objective: Objective) -> Candidate:
-    """Solve with the fast estimate, check with the exact tracker, and tighten or loosen the limits by what it says."""
-    limits = problem.has_bytes()
-    best: Candidate | None = None
-    for _ in range(_ATTEMPTS):
-        try:
-            placement = _solve(problem, objective, limits)
-        except CapacityError as error:
-            if best is not None:
-                raise _does_not_fit(problem, best) from error
-            found = _solve_loosely(problem, objective)
-            if found is None:
-                raise
-            return found
-        candidate = problem.evaluate(placement)
-        over = _over(problem, candidate)
-        if not over:
-            return candidate
-        if best is None or sum(over.values()) < sum(_over(problem, best).values()):
-            best = candidate
-        limits = _tightened(problem, candidate, limits)
-    if best is None:
-        raise AssertionError("the search ended without a candidate")  # _ATTEMPTS is at least one
-    raise _does_not_fit(problem, best)
+def _solve_until_it_fits(problem: Problem) -> Candidate:
+    """Solve with the fast estimate, check with the exact tracker, tighten the limits by what it says, solve again.
+
+    When that ends, balance memory alone: the estimate may err on the safe side, so look beyond its limits too.
+    """
+    over: list[Candidate] = []
+    refused: CapacityError | None = None
+    for objective, looseness in ((problem.objective, 1.0), ("memory", _LOOSE)):
+        limits = {name: int(size * looseness) for name, size in problem.has_bytes().items()}
+        for _ in range(_ATTEMPTS):
+            try:
+                candidate = problem.evaluate(_solve(problem, objective, limits))
+            except CapacityError as error:
+                refused = refused or error
+                break
+            if not _over(problem, candidate):
+                return candidate
+            over.append(candidate)
+            limits = _tightened(problem, candidate, limits)
+    if not over and refused is not None:
+        raise refused
+    raise _does_not_fit(problem, min(over, key=lambda candidate: sum(_over(problem, candidate).values())))
 
 
 def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) -> Placement:
@@ -247,18 +245,6 @@ def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) ->
     return placement
 
 
-def _solve_loosely(problem: Problem, objective: Objective) -> Candidate | None:
-    for factor in _LOOSER:
-        limits = {name: int(size * factor) for name, size in problem.has_bytes().items()}
-        try:
-            candidate = problem.evaluate(_solve(problem, objective, limits))
-        except CapacityError:
-            continue
-        if not _over(problem, candidate):
-            return candidate
-    return None
-
-
 def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
     """Bytes missing by device."""
     has = problem.has_bytes()
@@ -268,7 +254,7 @@ def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
 
 def _tightened(problem: Problem, candidate: Candidate, limits: Mapping[str, int]) -> dict[str, int]:
     has, placement = problem.has_bytes(), candidate.placement.devices
-    estimated = estimate.peak_bytes(problem.graph, placement, problem.cluster, problem.io_device)
+    estimated = estimate.peak_bytes(problem.graph, placement, problem.cluster, io_device=problem.io_device)
     tighter = dict(limits)
     for name in _over(problem, candidate):
         share = has[name] / candidate.footprints[name].reserved_bytes
@@ -336,7 +322,7 @@ def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
 def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
     graph, devices, cluster = problem.graph, candidate.placement.devices, problem.cluster
     busy = estimate.busy_ns(graph, devices, cluster)
-    step_ns = estimate.step_ns(graph, devices, cluster, problem.io_device)
+    step_ns = estimate.step_ns(graph, devices, cluster, io_device=problem.io_device)
     return Prediction(
         devices={
             name: DevicePrediction(

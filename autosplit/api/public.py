@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 from torch import nn
 
 from autosplit.api.planning import ObjectiveChoice, Request, StrategyChoice, make_plan
-from autosplit.api.running import split_state
+from autosplit.api.running import Caller
+from autosplit.capture import Frontend
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import Mode
@@ -19,8 +21,8 @@ from autosplit.hardware import DevicesLike, resolve, torch_devices
 from autosplit.optimizers import OptimizerLike
 from autosplit.placement import Plan, check_plan
 from autosplit.replicate import process_group_is_up, replicate
-from autosplit.runtime import SplitState, install, place_weights, weight_signature
-from autosplit.verification import verify as run_verify
+from autosplit.runtime import SplitState, install, place_weights, unsplit_class, weight_signature
+from autosplit.verification import verify as compare
 
 
 def plan(
@@ -62,17 +64,9 @@ def plan(
     """
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
-    cluster = resolve(devices)
-    chosen: Mode = mode or ("train" if model.training else "infer")
-    request = Request(cluster, chosen, strategy, objective, optimizer, placement)
-    if process_group_is_up() and strategy in ("auto", "replicate") and placement is None:
-        try:
-            local = msgspec.structs.replace(cluster, devices=(cluster.devices[_local_rank() % len(cluster.devices)],))
-            return make_plan(model, args or (), kwargs or {}, Request(local, chosen, "replicate", objective, optimizer))
-        except CapacityError:
-            if strategy == "replicate":
-                raise
-    return make_plan(model, args or (), kwargs or {}, request)
+    _check_model(model)
+    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement)
+    return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -90,20 +84,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan is for another model, or a weight has no data.
         DeviceError: a device of the plan is not present.
     """
-    check_plan(plan)
-    devices = torch_devices(plan.cluster)
-    if plan.fingerprint != weight_signature(model):
-        raise PlanError(
-            f"stale plan: it was made for another model than this {type(model).__name__} "
-            "(names, shapes or dtypes of the weights differ); plan again"
-        )
-    place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
-    install(model, split_state(plan))
-    if plan.strategy == "replicate" and process_group_is_up():
-        wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
-        wrapped.plan = plan  # type: ignore[assignment]  # the same attribute as on a split module
-        return wrapped
-    return model
+    return apply_captured(model, plan, None)
 
 
 def partition(
@@ -146,43 +127,94 @@ def partition(
     """
     cluster = resolve(devices)
     torch_devices(cluster)
+    _check_model(model)
     if plan is not None:
         _check_devices(plan, cluster)
-        return apply(model, plan)
-    options: dict[str, Any] = {
-        "mode": mode,
-        "strategy": strategy,
-        "objective": objective,
-        "optimizer": optimizer,
-        "placement": placement,
-    }
+        return apply_captured(model, plan, None)
+    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement)
     if args is None and kwargs is None:
-        return _partition_at_first_call(model, cluster, options, verify)
-    made = _plan(model, cluster, args, kwargs, **options)
+        return _partition_at_first_call(model, asked, verify)
+    frontend = Frontend(model, unsplit_class(model))
+    made = _decide(model, frontend, args or (), kwargs or {}, asked)
     unsplit = copy.deepcopy(model) if verify else None
-    split = apply(model, made)
+    split = apply_captured(model, made, frontend)
     if unsplit is not None:
-        run_verify(unsplit, split, args or (), kwargs)
+        compare(unsplit, split, args or (), kwargs)
     return split
 
 
-_plan = plan  # partition has an argument of that name
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller of plan or partition asked for."""
+
+    cluster: Cluster
+    mode: Mode | None
+    strategy: StrategyChoice
+    objective: ObjectiveChoice
+    optimizer: OptimizerLike | None
+    placement: Mapping[str, str] | None
+
+    def request(self, model: nn.Module) -> Request:
+        """The request for the mode that the model is in now."""
+        mode: Mode = self.mode or ("train" if model.training else "infer")
+        return Request(self.cluster, mode, self.strategy, self.objective, self.optimizer, self.placement)
 
 
-def _partition_at_first_call(model: nn.Module, cluster: Cluster, options: dict[str, Any], verify: bool) -> nn.Module:
+def _decide(
+    model: nn.Module, frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], asked: _Asked
+) -> Plan:
+    """Under a process group a replica on this rank's device when it fits there; else whatever the devices allow."""
+    request = asked.request(model)
+    if process_group_is_up() and asked.strategy in ("auto", "replicate") and asked.placement is None:
+        mine = asked.cluster.devices[_local_rank() % len(asked.cluster.devices)]
+        local = msgspec.structs.replace(asked.cluster, devices=(mine,))
+        try:
+            return make_plan(model, frontend, args, kwargs, replace(request, cluster=local, strategy="replicate"))
+        except CapacityError:
+            if asked.strategy == "replicate":
+                raise
+    return make_plan(model, frontend, args, kwargs, request)
+
+
+def apply_captured(model: nn.Module, plan: Plan, frontend: Frontend | None) -> nn.Module:
+    """As apply; what ``frontend`` captured for the plan is not captured again."""
+    check_plan(plan)
+    devices = torch_devices(plan.cluster)
+    if plan.fingerprint != weight_signature(model):
+        raise PlanError(
+            f"stale plan: it was made for another model than this {type(model).__name__} "
+            "(names, shapes or dtypes of the weights differ); plan again"
+        )
+    place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
+    install(model, SplitState(Caller(plan, frontend), plan))
+    if plan.strategy == "replicate" and process_group_is_up():
+        wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
+        wrapped.plan = plan  # type: ignore[assignment]  # the same attribute as on a split module
+        return wrapped
+    return model
+
+
+def _partition_at_first_call(model: nn.Module, asked: _Asked, verify: bool) -> nn.Module:
     if verify:
         raise PlanError("verify=True needs example inputs: pass args, or call autosplit.verify after the first call")
-    if next(model.parameters(), None) is None:
-        raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to place; call it as it is")
     if process_group_is_up():
         raise PlanError("under a process group replicas or a split must be chosen before the first call: pass args")
+    frontend = Frontend(model, unsplit_class(model))
 
     def first_call(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        apply(called, _plan(called, cluster, args, kwargs, **options))
+        own = frontend if called is model else Frontend(called, unsplit_class(called))
+        apply_captured(called, _decide(called, own, args, kwargs, asked), own)
         return called.forward(*args, **kwargs)  # the hooks of this call have run
 
     install(model, SplitState(first_call))
     return model
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+    if next(model.parameters(), None) is None:
+        raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to place; call it as it is")
 
 
 def _check_devices(plan: Plan, cluster: Cluster) -> None:

@@ -14,30 +14,25 @@ from autosplit.emit import Emitted, assign, check_split, rewrite
 from autosplit.hardware import torch_devices
 from autosplit.placement import Plan
 from autosplit.program import Program
-from autosplit.runtime import SplitState, unsplit_forward
-
-
-def split_state(plan: Plan) -> SplitState:
-    """The state of a module that runs as ``plan`` says."""
-    return SplitState(Caller(plan), plan)
+from autosplit.runtime import note_graph_module, unsplit_class
 
 
 class Caller:
     """Calls one module by one plan; every later shape or mode is captured anew and placed by the same plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, frontend: Frontend | None = None) -> None:
         self._plan = plan
-        self._frontend: Frontend | None = None
-        self._model: nn.Module | None = None
+        self._frontend = frontend
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
         return Caller(self._plan)  # the copied module captures for itself
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``."""
-        if self._frontend is None or self._model is not model:
-            self._model = model
-            self._frontend = Frontend(model, unsplit_forward(model), lambda program: self._compile(model, program))
+        if self._frontend is None:
+            self._frontend = Frontend(model, unsplit_class(model))
+        if self._frontend.compile_program is None:
+            self._frontend.compile_program = lambda program: self._compile(model, program)
         return self._frontend(*args, **kwargs)
 
     def _compile(self, model: nn.Module, program: Program) -> Callable[..., Any]:
@@ -49,7 +44,7 @@ class Caller:
             io_device = _device_of(inputs, movable)
             if io_device not in emitted:
                 emitted[io_device] = _emit(self._plan, program, io_device)
-                model.__dict__["_autosplit"].graph_module = emitted[io_device].graph_module
+                note_graph_module(model, emitted[io_device].graph_module)
             arrived = list(inputs)
             for i in movable:
                 if inputs[i].device != io_device:

@@ -74,6 +74,7 @@ class _Rewriter:
     def run(self) -> Emitted:
         for number, node in enumerate(self.program.graph_module.graph.nodes):
             if node.op == "output":
+                self.write_back()
                 self.graph.output(self.localise(node, node.args[0], self.io_device))
             else:
                 self.env[node] = new = self.emit(number, node)
@@ -127,15 +128,31 @@ class _Rewriter:
         return fx.map_arg(arguments, lambda argument: self.read(reader, argument, name))
 
     def read(self, reader: fx.Node, argument: fx.Node, name: str) -> fx.Node:
-        new = self.env[argument]
         value = self.program.reads[reader].get(argument)
-        src = self.emitted.location.get(new)
-        if value is None or src is None or not self.program.facts[argument].is_tensor:
-            return new
-        home = self.assigned.get(argument, src)
-        if src not in (home, name) and home != name:  # an input goes home first, and on from there
-            new, src = self.copy(value, new, src, home), home
+        if value is None or not self.program.facts[argument].is_tensor:
+            return self.env[argument]
+        if value.producer is None and self.emitted.location[self.env[argument]] == name:
+            return self.env[argument]  # an input that is read where it arrives
+        new = self.at_home(argument)
+        src = self.emitted.location[new]
         return new if src == name else self.copy(value, new, src, name)
+
+    def at_home(self, argument: fx.Node) -> fx.Node:
+        """The tensor where it lives: an input or constant goes there once, before anything else is done with it."""
+        new = self.env[argument]
+        src = self.emitted.location[new]
+        home = self.assigned.get(argument, src)
+        if src == home:
+            return new
+        return self.copy(Value(self.program.names[argument], argument, None), new, src, home)
+
+    def write_back(self) -> None:
+        """Give the caller's own tensor what the model wrote into it, where its home is another device."""
+        written = frozenset().union(*(facts.writes for facts in self.program.facts.values()))
+        for node in self.program.sources:
+            storages = {leaf.storage for leaf in self.program.facts[node].leaves}
+            if storages & written and self.at_home(node) is not self.env[node]:
+                self.graph.call_method("copy_", (self.env[node], self.at_home(node)))
 
     def copy(self, value: Value, new: fx.Node, src: str, dst: str) -> fx.Node:
         key = (value.name, dst)

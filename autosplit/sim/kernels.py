@@ -41,6 +41,8 @@ _PREFER_KERNEL = (
     "native_layer_norm",
     "silu_backward",
 )
+# Their CPU out= kernels resize the output twice and warn of it; the functional ones do not.
+_OUT_BY_FUNCTION = ("mse_loss", "smooth_l1_loss")
 
 
 def overload(name: str) -> torch._ops.OpOverload:
@@ -67,6 +69,8 @@ def install(library: torch.library.Library) -> None:
         library.impl(name, _view_kernel(overload(name)), "PrivateUse1")
     for name in _PREFER_KERNEL:
         library.impl(name, direct(overload(name)), "PrivateUse1")
+    for name in _OUT_BY_FUNCTION:
+        library.impl(f"{name}.out", _out_by_function(name), "PrivateUse1")
     for key in ("Conjugate", "Negative"):
         # Else _copy_from resolves the bit by a clone, which is a _copy_from, and so on without end.
         library.impl("_copy_from", torch.library.fallthrough_kernel, key)
@@ -160,3 +164,14 @@ def _view_kernel(op: torch._ops.OpOverload) -> Callable[..., Any]:
         return op._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
 
     return kernel
+
+
+def _out_by_function(name: str) -> Callable[..., Any]:
+    functional, with_out = overload(name), overload(f"{name}.out")
+
+    def compute(*args: Any, out: torch.Tensor) -> torch.Tensor:
+        result = functional(*args)
+        return out.resize_(result.shape).copy_(result)
+
+    kernel = Kernel(with_out.name(), compute, with_out._schema)
+    return lambda *args, **kwargs: run(kernel, args, kwargs)

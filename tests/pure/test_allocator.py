@@ -1,5 +1,7 @@
 """The caching allocator: its rules one by one, and what holds for any run of requests."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,16 +153,16 @@ def test_any_run_of_requests(steps, capacity):
         elif kind == "malloc":
             try:
                 live.append(device.malloc(value))
-            except AllocationError as error:
-                rounded = -(-value // 512) * 512
-                assert error.reserved_bytes + segment_bytes(rounded) > capacity
+            except AllocationError:
+                refused = segment_bytes(-(-value // 512) * 512)
+                assert device.reserved_bytes + refused > capacity
         blocks = [block for block in live if block is not None]
         assert device.allocated_bytes == sum(block.size_bytes for block in blocks)
         assert device.requested_bytes == sum(block.requested_bytes for block in blocks)
         assert device.requested_bytes <= device.allocated_bytes <= device.reserved_bytes
         assert capacity is None or device.reserved_bytes <= capacity
         spans = sorted((block.address, block.address + block.size_bytes) for block in blocks)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         highest = max(highest, device.allocated_bytes)
     assert device.peak_allocated_bytes == highest
     for block in live:

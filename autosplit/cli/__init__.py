@@ -1,0 +1,289 @@
+"""The command line. torch is imported by the commands that need it, not by ``--help`` and ``show``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autosplit import __version__
+from autosplit.errors import (
+    AutosplitError,
+    CapacityError,
+    CaptureError,
+    DeviceError,
+    GraphError,
+    PlanError,
+    VerifyError,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from autosplit.placement import Plan
+
+_KINDS: dict[type[BaseException], str] = {
+    CapacityError: "capacity",
+    CaptureError: "capture",
+    PlanError: "plan",
+    GraphError: "graph",
+    VerifyError: "verify",
+    DeviceError: "device",
+    click.ClickException: "usage",
+    KeyboardInterrupt: "interrupted",
+}
+_BUG, _USAGE, _DEVICE_FAULT, _INTERRUPTED = 1, 2, 6, 130
+_SPEAK_UP_AFTER_S = 1.0
+
+_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: the words after ``autosplit``; None reads sys.argv.
+
+    Returns:
+        The exit code: 0 done, 1 a bug or a difference, 2 usage, 3 does not fit, 4 cannot be captured,
+        5 a plan that is invalid or of another model, 6 a device failed, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        result = autosplit.main(words, prog_name="autosplit", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:  # the reader of our output left: nothing more to say, also not at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BUG
+    except (Exception, KeyboardInterrupt, click.Abort) as error:
+        return _report(error, as_json="--json" in words, debug="--debug" in words)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="autosplit")
+def autosplit() -> None:
+    """Split a PyTorch model over devices that are too small for it.
+
+    Exit codes: 0 done, 1 bug, 2 usage, 3 does not fit, 4 cannot be captured, 5 stale or broken plan, 6 device fault.
+    """
+
+
+@autosplit.command()
+@click.argument("model")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help="An argument of forward: NAME=TYPE:SIZES, as in ids=i64:4x2048 or x=f32:2x3x224x224; t=i64: is one number.",
+)
+@click.option(
+    "--devices", required=True, metavar="SPEC", help="2x24GiB (described), cuda:0,cuda:1, auto, or cluster.toml."
+)
+@click.option("--for", "mode", type=click.Choice(["infer", "train"]), default="infer", show_default=True)
+@click.option(
+    "--minimise",
+    "--minimize",
+    "objective",
+    type=click.Choice(["auto", "latency", "throughput", "memory"]),
+    default="auto",
+    help="What a split minimises.  [default: latency]",
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(["sgd", "adam", "adamw"], case_sensitive=False),
+    help="What training memory is planned for.  [default: adamw]",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "single", "replicate", "split"]),
+    default="auto",
+    show_default=True,
+    help="auto splits only a model that does not fit one device.",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
+@_json
+@_debug
+def plan(
+    *,
+    model: str,
+    inputs: tuple[str, ...],
+    devices: str,
+    mode: Any,
+    objective: Any,
+    optimizer: str | None,
+    strategy: Any,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Decide what of MODEL runs where. Nothing is moved, no weight is read.
+
+    MODEL is pkg.mod:callable (a Module class, or a function that returns a module; the current directory is
+    importable), or hf:DIR (a folder with the config.json of a transformers model; no weights are needed).
+    """
+    from autosplit.cli.inputs import parse_inputs
+
+    if optimizer is not None and mode == "infer":
+        raise click.UsageError("--optimizer is of training only: add --for train, or leave it out")
+    specs = parse_inputs(inputs)
+    with contextlib.redirect_stdout(sys.stderr):  # whatever the user's code prints: stdout is for the plan
+        made = _make_plan(model, specs, devices, mode=mode, objective=objective, optimizer=optimizer, strategy=strategy)
+    if out is not None:
+        _save(made, out)
+    _show(made, as_json)
+
+
+@autosplit.command()
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@_json
+@_debug
+def show(file: str, as_json: bool) -> None:
+    """Print the plan in FILE, as ``plan --out`` or ``plan --json`` wrote it ("-" is stdin)."""
+    from autosplit.placement import MAX_PLAN_BYTES, Plan
+
+    stored = Plan.from_json(sys.stdin.buffer.read(MAX_PLAN_BYTES + 1)) if file == "-" else Plan.load(file)
+    _show(stored, as_json)
+
+
+@autosplit.command()
+@_debug
+def demo() -> int:
+    """Train a GPT that fits no single virtual device, split, next to the unsplit model.
+
+    Needs nothing but this package: the devices are virtual, the data random.
+    """
+    with _progress("loading torch"):
+        from autosplit.demo import run
+    return run(_print, _progress)
+
+
+# ---------------------------------------------------------------- what the commands share
+
+
+def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
+    with _progress("loading torch"):
+        from autosplit.api import plan as make
+        from autosplit.hardware import resolve
+    from autosplit.cli.inputs import bind
+    from autosplit.cli.models import load_model
+
+    try:
+        cluster = resolve(devices)
+    except AutosplitError as error:
+        raise click.BadParameter(str(error), param_hint="--devices") from error
+    with _progress(f"building {model}"):
+        module = load_model(model)
+    kwargs = bind(module, specs)
+    with _progress("planning"):
+        try:
+            return make(module, cluster, kwargs=kwargs, **asked)
+        except PlanError as error:  # there is no plan yet that could be stale: what was asked contradicts itself
+            raise click.UsageError(str(error)) from error
+
+
+def _save(plan: Plan, out: Path) -> None:
+    try:
+        plan.save(out)
+    except OSError as error:
+        raise click.BadParameter(f"cannot write {str(out)!r}: {error.strerror}", param_hint="--out") from error
+    click.echo(f"plan saved: autosplit show {out}", err=True)
+
+
+def _show(plan: Plan, as_json: bool) -> None:
+    from autosplit.report import PlanTable, document
+
+    if as_json:
+        click.echo(document(plan))
+    else:
+        _print(PlanTable(plan))
+
+
+def _print(renderable: RenderableType, *, err: bool = False) -> None:
+    """Print through rich; NO_COLOR turns every escape sequence off, bold too."""
+    from rich.console import Console
+
+    plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+    Console(stderr=err, highlight=False, markup=False, **plain).print(renderable)  # type: ignore[arg-type]  # one known keyword
+
+
+@contextlib.contextmanager
+def _progress(doing: str) -> Iterator[None]:
+    """Say on stderr what takes more than a second: a spinner on a terminal, else one line."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(f"{doing} ..."):
+            yield
+        return
+    timer = threading.Timer(_SPEAK_UP_AFTER_S, click.echo, (f"{doing} ...",), {"err": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Say what went wrong; the exit code."""
+    from autosplit.report import ErrorTable, error_document
+
+    kind, code = _kind(error), _exit_code(error)
+    if debug:
+        traceback.print_exception(error)
+    if as_json:
+        told = click.ClickException(_message(error)) if not isinstance(error, CapacityError) else error
+        click.echo(error_document(told, kind, code))
+    if isinstance(error, click.ClickException):
+        error.show()
+    elif isinstance(error, AutosplitError):
+        click.echo(f"error[{kind}]: ", err=True, nl=False)
+        _print(ErrorTable(error), err=True)
+    else:
+        click.echo(f"error[{kind}]: {_message(error)}", err=True)
+    if kind == "bug" and not debug:
+        click.echo("This is a bug in autosplit: run again with --debug for the traceback, and report it.", err=True)
+    return code
+
+
+def _kind(error: BaseException) -> str:
+    if _is_device_fault(error):
+        return "device-fault"
+    return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), "bug")
+
+
+def _exit_code(error: BaseException) -> int:
+    if _is_device_fault(error):
+        return _DEVICE_FAULT
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _INTERRUPTED
+    if isinstance(error, click.ClickException | AutosplitError):
+        return error.exit_code
+    return _BUG
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, AutosplitError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_device_fault(error: BaseException) -> bool:
+    """Out of memory or a failing kernel on a device; torch need not be imported to know that it is not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)

@@ -1,0 +1,210 @@
+"""The demonstration: a GPT that fits no single virtual device trains split, bit for bit as it does unsplit.
+
+``autosplit demo`` runs it; ``autosplit plan autosplit.demo:GPT`` plans its model for any devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from autosplit import sim
+from autosplit.api import partition, plan
+from autosplit.errors import CapacityError
+from autosplit.placement import Plan
+from autosplit.report import PlanTable
+from autosplit.units import format_bytes
+
+DEVICES = "2x128MiB"
+"""The virtual devices: together large enough for a training step, each too small for it."""
+
+STEPS = 10
+_BATCH, _LENGTH, _VOCABULARY = 2, 64, 4096
+
+Print = Callable[[RenderableType], None]
+Progress = Callable[[str], AbstractContextManager[None]]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with ``heads`` heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Values mixed over earlier positions; x is (batch, length, width)."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = mixed.transpose(1, 2).reshape(batch, length, width)
+        return self.out(mixed)  # type: ignore[no-any-return]  # calling a module is untyped in torch
+
+
+class Block(nn.Module):
+    """Attention and a two-layer network, each after a norm and added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The block's output, of the shape of x."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # calling a module is untyped in torch
+
+
+class GPT(nn.Module):
+    """A small GPT that returns its loss, so that the whole training step is planned.
+
+    Args:
+        vocabulary, width, heads, layers, length: sizes, in the usual sense.
+    """
+
+    def __init__(
+        self, vocabulary: int = _VOCABULARY, width: int = 256, heads: int = 8, layers: int = 8, length: int = _LENGTH
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.zeros(length, width))
+        self.layers = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of predicting ``targets`` from ``tokens``, both (batch, length) of int64."""
+        x = self.embed(tokens) + self.position
+        for block in self.layers:
+            x = block(x)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+
+
+def example_batch(step: int = 0) -> dict[str, torch.Tensor]:
+    """The random batch of one training step: the same for the same step."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, _VOCABULARY, (_BATCH, _LENGTH + 1), generator=generator)
+    return {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+
+
+def run(show: Print, progress: Progress) -> int:
+    """Plan, split, train beside the unsplit model, compare.
+
+    Args:
+        show: prints one renderable.
+        progress: a context manager that tells what is being done.
+
+    Returns:
+        0 when every loss and every parameter is equal bit for bit and memory kept to the plan, else 1.
+    """
+    whole, split = _build(), _build()
+    with sim.cluster(DEVICES) as cluster:
+        show(Text(f"A GPT of {sum(p.numel() for p in whole.parameters()):,} parameters, training with AdamW."))
+        with progress("planning"):
+            show(Text(_misfit(split, cluster)))
+            made = plan(split, cluster.devices, kwargs=example_batch(), mode="train", optimizer="adamw")
+        show(Text())
+        show(PlanTable(made))
+        show(Text())
+        partition(split, cluster.devices, plan=made)
+        with progress(f"training {STEPS} steps, unsplit and split"):
+            losses = list(zip(_train(whole), _train(split), strict=True))
+        show(_losses(losses))
+        show(Text())
+        memory, kept = _memory(made, cluster)
+        show(memory)
+        show(Text())
+        same_losses = all(one == two for one, two in losses)
+        different = [n for n, p in split.named_parameters() if not torch.equal(p.cpu(), whole.get_parameter(n))]
+        return _verdict(show, same_losses, different, kept, cluster)
+
+
+def _build() -> GPT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GPT()
+
+
+def _misfit(model: nn.Module, cluster: sim.Cluster) -> str:
+    """What planning for one device says: it must not fit, or the demonstration shows nothing."""
+    try:
+        plan(model, cluster.devices[:1], kwargs=example_batch(), mode="train", optimizer="adamw", strategy="single")
+    except CapacityError as error:
+        return f"On one device: {error}."
+    return "On one device: it fits."
+
+
+def _train(model: nn.Module) -> Iterator[float]:
+    """Losses of the training steps, exactly."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(STEPS):
+        loss = model(**example_batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.item()
+
+
+def _losses(losses: list[tuple[float, float]]) -> Table:
+    grid = Table("step", "unsplit loss", "split loss", box=None, pad_edge=False, header_style="bold")
+    for step, (one, two) in enumerate(losses, 1):
+        grid.add_row(str(step), repr(one), repr(two) + ("" if one == two else "  differs"))
+    return grid
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Memory that one device was seen to take."""
+
+    peak_bytes: int
+    reserved_bytes: int
+
+
+def _memory(made: Plan, cluster: sim.Cluster) -> tuple[Table, bool]:
+    """Predicted against seen memory by device, and whether every device kept to its capacity."""
+    headers = ("device", "peak predicted", "peak seen", "taken predicted", "taken seen", "capacity")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        grid.add_column(header, justify="left" if header == "device" else "right")
+    kept = True
+    for device in made.cluster.devices:
+        predicted = made.prediction.devices[device.name]
+        seen = _Seen(cluster.peak_bytes(device.name), cluster.peak_reserved_bytes(device.name))
+        kept = kept and seen.reserved_bytes <= device.memory_bytes
+        figures: tuple[Any, ...] = (
+            predicted.peak_bytes,
+            seen.peak_bytes,
+            predicted.reserved_bytes,
+            seen.reserved_bytes,
+            device.memory_bytes,
+        )
+        grid.add_row(device.name, *map(format_bytes, figures))
+    return grid, kept
+
+
+def _verdict(show: Print, same_losses: bool, different: list[str], kept: bool, cluster: sim.Cluster) -> int:
+    moved = sum(transfer.size_bytes for transfer in cluster.transfers)
+    show(Text(f"{len(cluster.transfers)} copies between devices, {format_bytes(moved)} in all."))
+    if same_losses and not different and kept:
+        show(Text("Every loss, every parameter after the last step: equal bit for bit."))
+        show(Text("identical", style="bold green"))
+        return 0
+    for what, wrong in (("losses differ", not same_losses), ("a device took more than it has", not kept)):
+        if wrong:
+            show(Text(what))
+    if different:
+        show(Text(f"parameters differ: {', '.join(different[:5])}"))
+    show(Text("DIFFERENT", style="bold red"))
+    return 1

@@ -1,0 +1,385 @@
+"""Estimate: what a placement costs. The solver's fast judge of memory and time; the final plan has a stricter one.
+
+The model is one process that runs the nodes in program order, one thing at a time. A *slot* is one moment of it::
+
+    infer   0 .. n-1  the forward of node i      n  the outputs are handed over
+    train   0 .. n-1  the forward of node i      n  the outputs are handed over
+            2n - i    the backward of node i     2n+1  the optimizer's step
+
+An allocation is held on one device from a first slot to a last slot, both included. Rules:
+
+- A tensor lives on its producer's device (its home) from its producer to its last read; tensors of one storage share
+  that allocation. A read on another device is a transfer, made when the first reader there needs it.
+- The copy is an allocation of its own, from the first to the last reader there. A view made from a copy keeps it.
+- Weights never leave their home. An input that arrives on a device stays there: the caller holds it. Outputs, and
+  their copies on ``io_device``, stay to the end. The host's memory is not counted.
+- Training: what a backward saved stays on that device until then. The gradient of a tensor is allocated by the first
+  backward that adds to it and freed after its producer's backward; that of a parameter stays to the end, and that of
+  a copy until it is sent back. Optimizer state is there from the start (a second step), and the step's own bytes of
+  all parameters of a device are taken at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from autosplit.device import HOST, Cluster
+from autosplit.graph import CostGraph, Tensor
+from autosplit.placement import Objective, Transfer
+
+
+class Item(NamedTuple):
+    """A tensor compiled to numbers: nodes are positions in program order.
+
+    ``base`` is the index of the tensor that this one is a view of, or -1; ``storage`` and ``bytes`` are its allocation.
+    """
+
+    producer: int
+    readers: tuple[int, ...]
+    size: int
+    storage: int
+    bytes: int
+    base: int
+    weight: bool
+    input: bool
+    output: bool
+    savers: tuple[int, ...]
+    grad: bool
+    state: int
+    step: int
+
+
+class Move(NamedTuple):
+    """A transfer as numbers: tensor index, devices by position in the cluster (the host is one past the last)."""
+
+    tensor: int
+    src: int
+    dst: int
+    slot: int
+
+
+class Judge:
+    """A graph and a cluster compiled to numbers, to score many placements of one problem.
+
+    A placement is given as labels: for each node in program order the position of its device in the cluster.
+
+    Args:
+        graph: what runs.
+        cluster: where.
+        io_device: where inputs arrive and outputs return: a device of the cluster, or "host".
+
+    Raises:
+        DeviceError: ``io_device`` is neither.
+    """
+
+    def __init__(self, graph: CostGraph, cluster: Cluster, io_device: str = HOST) -> None:
+        self.graph, self.cluster = graph, cluster
+        self.train = graph.mode == "train"
+        self.n, self.k = len(graph), len(cluster.devices)
+        if io_device != HOST:
+            cluster.device(io_device)
+        self.io = cluster.names.index(io_device) if io_device != HOST else self.k
+        by_kind = {d.kind: [graph.node_ns(name, d.kind) for name in graph.nodes] for d in cluster.devices}
+        self.node_ns = [by_kind[device.kind] for device in cluster.devices]
+        self.workspace = [node.workspace_bytes for node in graph.nodes.values()]
+        self.names, self.items = _compile(graph)
+        self.end = 2 * self.n + 1 if self.train else self.n
+        self._places = (*cluster.names, HOST)
+        self._cost: dict[tuple[int, int, int], int] = {}
+        self._mobile = [i for i, item in enumerate(self.items) if item.readers or item.input or item.output]
+
+    def move_ns(self, item: Item, src: int, dst: int) -> int:
+        """Nanoseconds to send the tensor, and in training its gradient back."""
+        cost = self._one_way_ns(src, dst, item.size)
+        return cost + self._one_way_ns(dst, src, item.size) if self.train and item.grad else cost
+
+    def _one_way_ns(self, src: int, dst: int, size: int) -> int:
+        key = (src, dst, size)
+        cost = self._cost.get(key)
+        if cost is None:
+            cost = self._cost[key] = self.cluster.transfer_ns(self._places[src], self._places[dst], size)
+        return cost
+
+    def moves(self, labels: Sequence[int]) -> list[Move]:
+        """Every transfer of the forward pass, tensor by tensor. O(reads)."""
+        moves: list[Move] = []
+        for index in self._mobile:
+            item = self.items[index]
+            home = labels[item.producer]
+            there = {home}
+            if item.input and home != self.io:
+                moves.append(Move(index, self.io, home, item.producer))
+                there.add(self.io)
+            for reader in item.readers:
+                device = labels[reader]
+                if device not in there:
+                    there.add(device)
+                    moves.append(Move(index, home, device, reader))
+            if item.output and self.io not in there:
+                moves.append(Move(index, home, self.io, self.n))
+        return moves
+
+    def busy(self, labels: Sequence[int]) -> list[int]:
+        """Compute nanoseconds by device. O(nodes)."""
+        busy = [0] * self.k
+        for i, device in enumerate(labels):
+            busy[device] += self.node_ns[device][i]
+        return busy
+
+    def step_ns(self, labels: Sequence[int]) -> int:
+        """Nanoseconds of one step: all nodes and all transfers, one after the other."""
+        moves = sum(self.move_ns(self.items[m.tensor], m.src, m.dst) for m in self.moves(labels))
+        return sum(self.busy(labels)) + moves
+
+    def load_ns(self, labels: Sequence[int]) -> list[int]:
+        """Compute and transfer nanoseconds by device; a transfer occupies both of its ends."""
+        load = [*self.busy(labels), 0]
+        for move in self.moves(labels):
+            cost = self.move_ns(self.items[move.tensor], move.src, move.dst)
+            load[move.src] += cost
+            load[move.dst] += cost
+        return load[: self.k]
+
+    def peaks(self, labels: Sequence[int]) -> list[int]:
+        """Most bytes held at once, by device. O(nodes + reads + devices * slots)."""
+        replay = _Replay(self, labels)
+        for index in range(len(self.items)):
+            replay.run(index)
+        return replay.peaks()
+
+    def value(self, labels: Sequence[int], objective: Objective, peaks: Sequence[int]) -> int:
+        """The objective; ``peaks`` are those of ``labels``."""
+        if objective == "latency":
+            return self.step_ns(labels)
+        return max(self.load_ns(labels)) if objective == "throughput" else max(peaks)
+
+
+def _compile(graph: CostGraph) -> tuple[list[str], list[Item]]:
+    """Tensor names and items, every tensor after the one that it is a view of."""
+    order = graph.order
+    tensors = sorted(graph.tensors.values(), key=lambda t: (order[t.producer], t.kind == "activation"))
+    storages: dict[str, list[int]] = {}
+    size: dict[str, int] = {}
+    for i, tensor in enumerate(tensors):
+        storages.setdefault(tensor.allocation, []).append(i)
+        size[tensor.allocation] = max(size.get(tensor.allocation, 0), tensor.allocation_bytes)
+    items = []
+    for i, tensor in enumerate(tensors):
+        mates = storages[tensor.allocation]
+        items.append(
+            Item(
+                producer=order[tensor.producer],
+                readers=tuple(order[reader] for reader in tensor.readers),
+                size=tensor.size_bytes,
+                storage=mates[0],
+                bytes=size[tensor.allocation],
+                base=next((j for j in mates if j < i and _is_view_of(tensor, tensors[j])), -1),
+                weight=tensor.is_weight,
+                input=tensor.kind == "input",
+                output=tensor.is_output,
+                savers=tuple(order[saver] for saver in tensor.saved_by),
+                grad=tensor.requires_grad,
+                state=tensor.state_bytes,
+                step=tensor.step_bytes,
+            )
+        )
+    return [tensor.name for tensor in tensors], items
+
+
+def _is_view_of(tensor: Tensor, base: Tensor) -> bool:
+    """Whether the node that makes ``tensor`` reads ``base``, which has the same storage."""
+    if tensor.kind != "activation":
+        return False
+    return tensor.producer in base.readers or (base.kind != "activation" and base.producer == tensor.producer)
+
+
+class _Replay:
+    """One placement's allocations. A holder is an allocation whose last slot is still growing."""
+
+    def __init__(self, judge: Judge, labels: Sequence[int]) -> None:
+        self.judge, self.labels = judge, labels
+        self.delta = [[0] * (judge.end + 2) for _ in range(judge.k + 1)]
+        self.instances: dict[tuple[int, int], int] = {}
+        self.holders: list[list[int]] = []
+        self.at: list[dict[int, int]] = []
+
+    def hold(self, device: int, start: int, end: int, size: int) -> None:
+        """An allocation from slot ``start`` to slot ``end``."""
+        if start <= end:
+            self.delta[device][start] += size
+            self.delta[device][end + 1] -= size
+
+    def run(self, index: int) -> None:
+        """Everything that one tensor takes, wherever it is."""
+        item = self.judge.items[index]
+        home = self.labels[item.producer]
+        reads: dict[int, list[int]] = {}
+        for reader in item.readers:
+            reads.setdefault(self.labels[reader], [reader, reader])[1] = reader
+        at = {home: self._home(item, home)}
+        self.at.append(at)
+        if item.input and self.judge.io != home:
+            at[self.judge.io] = self._holder(self.judge.io, 0, self.judge.end, item.bytes)
+        for device, (first, last) in reads.items():
+            if device in at:
+                self._extend(at[device], last)
+            else:
+                at[device] = self._holder(device, first, last, item.size)
+                self._extend(at[home], first)
+        if item.output:
+            self._return(item, at, at[home])
+        if self.judge.train:
+            for saver in item.savers:
+                self._extend(at.get(self.labels[saver], at[home]), 2 * self.judge.n - saver)
+            self._learn(item, home, reads)
+
+    def peaks(self) -> list[int]:
+        """Most bytes by device."""
+        for device, start, end, size in self.holders:
+            self.hold(device, start, end, size)
+        for i, size in enumerate(self.judge.workspace):
+            if size:
+                self.hold(self.labels[i], i, i, size)
+                if self.judge.train:
+                    self.hold(self.labels[i], 2 * self.judge.n - i, 2 * self.judge.n - i, size)
+        return [max(accumulate(delta)) for delta in self.delta[: self.judge.k]]
+
+    def _home(self, item: Item, home: int) -> int:
+        if item.base >= 0:
+            return self.at[item.base][home]
+        forever = item.weight or (item.input and home == self.judge.io)
+        start = 0 if forever else item.producer
+        end = self.judge.end if forever else item.producer
+        key = (item.storage, home)
+        holder = self.instances.get(key)
+        if holder is None:
+            holder = self.instances[key] = self._holder(home, start, end, item.bytes)
+        self.holders[holder][1] = min(self.holders[holder][1], start)
+        self._extend(holder, end)
+        return holder
+
+    def _return(self, item: Item, at: dict[int, int], holder: int) -> None:
+        self._extend(holder, self.judge.end)
+        io = self.judge.io
+        if io in at:
+            self._extend(at[io], self.judge.end)
+        else:
+            at[io] = self._holder(io, self.judge.n, self.judge.end, item.size)
+
+    def _learn(self, item: Item, home: int, reads: Mapping[int, Sequence[int]]) -> None:
+        """Gradients, and for a parameter the optimizer's bytes."""
+        end = self.judge.end
+        self.hold(home, 0, end, item.state)
+        self.hold(home, end, end, item.step)
+        if not item.grad:
+            return
+        middle, io = 2 * self.judge.n, self.judge.io
+        produced = middle - item.producer
+        stays = item.weight or (item.input and home == io)
+        starts = [self.judge.n] * item.output + [produced] * (item.weight or item.input)
+        for device, (first, last) in reads.items():
+            if device == home:
+                starts.append(middle - last)
+            elif not (item.input and device == io):  # the caller's own tensor is not a copy
+                starts.append(middle - first)
+                self.hold(device, middle - last, middle - first, item.size)
+        if starts:
+            self.hold(home, min(starts), end if stays else produced, item.size)
+        if item.input and home != io:
+            self.hold(io, middle - reads[io][1] if io in reads else produced, end, item.size)
+
+    def _holder(self, device: int, start: int, end: int, size: int) -> int:
+        self.holders.append([device, start, end, size])
+        return len(self.holders) - 1
+
+    def _extend(self, holder: int, slot: int) -> None:
+        self.holders[holder][2] = max(self.holders[holder][2], slot)
+
+
+def _labels(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster) -> list[int]:
+    position = {name: i for i, name in enumerate(cluster.names)}
+    return [position[placement[name]] for name in graph.nodes]
+
+
+def transfers(
+    graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST
+) -> tuple[Transfer, ...]:
+    """Every tensor that goes to another device, once per destination, in the order in which they are sent.
+
+    Args:
+        graph: what runs.
+        placement: device name by node name.
+        cluster: its devices.
+        io_device: where inputs arrive and outputs return.
+
+    Returns:
+        Forward transfers. An input goes from ``io_device`` to its home, and from there to its other readers. O(reads).
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node, Tensor
+    >>> x = Tensor(name="x", producer="a", readers=("b", "c"), size_bytes=8)
+    >>> graph = CostGraph([Node(name=name) for name in "abc"], [x])
+    >>> [t.dst for t in transfers(graph, {"a": "gpu:0", "b": "gpu:1", "c": "gpu:1"}, parse_cluster("2x1GiB"))]
+    ['gpu:1']
+    """
+    judge = Judge(graph, cluster, io_device)
+    places = (*cluster.names, HOST)
+    moves = sorted(judge.moves(_labels(graph, placement, cluster)), key=lambda move: move.slot)
+    return tuple(
+        Transfer(
+            tensor=judge.names[move.tensor],
+            src=places[move.src],
+            dst=places[move.dst],
+            size_bytes=judge.items[move.tensor].size,
+            returns_gradient=judge.train and judge.items[move.tensor].grad,
+        )
+        for move in moves
+    )
+
+
+def peak_bytes(
+    graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST
+) -> dict[str, int]:
+    """Most bytes held at once, by device name, under the rules of this module.
+
+    Args and complexity as for ``transfers``.
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node, Tensor
+    >>> x = Tensor(name="x", producer="a", readers=("b",), size_bytes=8)
+    >>> graph = CostGraph([Node(name="a"), Node(name="b", workspace_bytes=5)], [x])
+    >>> peak_bytes(graph, {"a": "gpu:0", "b": "gpu:1"}, parse_cluster("2x1GiB"))
+    {'gpu:0': 8, 'gpu:1': 13}
+    """
+    peaks = Judge(graph, cluster, io_device).peaks(_labels(graph, placement, cluster))
+    return dict(zip(cluster.names, peaks, strict=True))
+
+
+def busy_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster) -> dict[str, int]:
+    """Compute nanoseconds of one step, by device name (transfers not included). O(nodes)."""
+    return dict(zip(cluster.names, Judge(graph, cluster).busy(_labels(graph, placement, cluster)), strict=True))
+
+
+def step_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST) -> int:
+    """Nanoseconds of one step: every node and every transfer (gradients too), one after the other. O(nodes + reads)."""
+    return Judge(graph, cluster, io_device).step_ns(_labels(graph, placement, cluster))
+
+
+def value(
+    graph: CostGraph,
+    placement: Mapping[str, str],
+    cluster: Cluster,
+    objective: Objective,
+    io_device: str = HOST,
+) -> int:
+    """The value that ``solve`` minimises.
+
+    Returns:
+        latency: ``step_ns``. throughput: the largest load of a device, compute and the transfers that it sends or
+        receives (ns). memory: the largest of ``peak_bytes``.
+    """
+    judge = Judge(graph, cluster, io_device)
+    labels = _labels(graph, placement, cluster)
+    return judge.value(labels, objective, judge.peaks(labels) if objective == "memory" else ())

@@ -1,0 +1,406 @@
+"""Report: a plan, or the error that stands in its place, for people (a table) and for programs (one JSON document).
+
+Names in a plan file are data from anywhere: they are printed as plain text, with control characters replaced.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from autosplit.device import Device
+from autosplit.errors import AutosplitError, CapacityError
+from autosplit.placement import DevicePrediction, Plan, Transfer
+from autosplit.units import format_bytes, format_ns
+
+WIDTH = 80
+"""Columns of the plain text form."""
+
+_BAR_CELLS = 10
+_MOST_TRANSFERS = 12  # listed one by one; more are summed up by pair of devices
+_MOST_PARTS = 8  # of a model, named for one device
+_DEEPEST_PATH = 32  # components of a module path that are told apart
+_TIGHT, _FULL = 0.90, 0.98  # share of a device's memory from which its bar is yellow, and red
+
+Path = tuple[str, ...]
+
+
+# ---------------------------------------------------------------- for programs
+
+
+def document(plan: Plan) -> str:
+    """The plan as one JSON document: what ``Plan.save`` writes, so ``autosplit show`` reads it again."""
+    return plan.to_json().decode()
+
+
+def error_document(error: BaseException, kind: str, exit_code: int) -> str:
+    """An error as one JSON document: ``{"error": {"kind", "message", "exit_code", ...}}``.
+
+    Args:
+        error: a CapacityError adds ``needs_bytes``, ``has_bytes`` and ``short_bytes`` by device, and ``proved``.
+        kind: "capacity", "capture", "plan", "usage", ...
+        exit_code: what the process exits with.
+
+    >>> error_document(ValueError("no"), "usage", 2)
+    '{"error":{"kind":"usage","message":"no","exit_code":2}}'
+    """
+    content: dict[str, Any] = {"kind": kind, "message": str(error), "exit_code": exit_code}
+    if isinstance(error, CapacityError):
+        content |= {
+            "needs_bytes": error.needs_bytes,
+            "has_bytes": error.has_bytes,
+            "short_bytes": error.short_bytes,
+            "proved": error.proved,
+        }
+    return msgspec.json.encode({"error": content}).decode()
+
+
+# ---------------------------------------------------------------- for people
+
+
+def text(plan: Plan, width: int = WIDTH) -> str:
+    """The plan as plain text of at most ``width`` columns, without colour."""
+    return _plain(PlanTable(plan), width)
+
+
+def error_text(error: AutosplitError, width: int = WIDTH) -> str:
+    """An error as plain text; a CapacityError with needs, has and short of each device."""
+    return _plain(ErrorTable(error), width)
+
+
+def layer_words(placement: Mapping[str, str]) -> dict[str, str]:
+    """What each device runs, in words: the largest modules that are whole there, numbered runs collapsed.
+
+    Args:
+        placement: device by node name; a node name is "MODULE.PATH/OPERATOR".
+
+    Returns:
+        Words by device name, modules in execution order. O(nodes).
+
+    >>> layer_words({"m.embed/take": "a", "m.h.0/mm": "a", "m.h.1/mm": "a", "m.h.2/mm": "b", "head/mm": "b"})
+    {'a': 'embed, h 0-1', 'b': 'h 2, head'}
+    """
+    parts = _parts(placement)
+    labels = _Labels(part.naming for found in parts.values() for part in found)
+    return {device: _join(found, labels) for device, found in parts.items()}
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """The plan as something that a rich console prints."""
+
+    plan: Plan
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Head line, devices, transfers, times, bound and assumptions."""
+        yield _head(self.plan)
+        yield ""
+        yield _devices(self.plan, options.ascii_only)
+        if self.plan.transfers:
+            yield ""
+            yield from _transfers(self.plan)
+        yield ""
+        yield from _figures(self.plan)
+        if self.plan.assumptions:
+            yield Text("assumes:", style="bold")
+            yield _bullets(self.plan.assumptions)
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """An error as something that a rich console prints."""
+
+    error: AutosplitError
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The message; for a misfit a row for each device in bytes and in words."""
+        yield Text(_clean(str(self.error)))
+        if not isinstance(self.error, CapacityError) or not self.error.needs_bytes:
+            return
+        grid = _grid("device", ">needs", ">has", ">short", ">short, bytes")
+        short = self.error.short_bytes
+        for name, need in self.error.needs_bytes.items():
+            has = self.error.has_bytes.get(name, 0)
+            missing = (format_bytes(short[name]), f"{short[name]}") if name in short else ("-", "0")
+            grid.add_row(_clean(name), format_bytes(need), format_bytes(has), *missing)
+        yield grid
+        if self.error.proved:
+            yield "Proved: no placement on these devices fits."
+        else:
+            yield "Not proved: the search found no placement that fits."
+
+
+def _plain(renderable: RenderableType, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(renderable, markup=False)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def _clean(name: str) -> str:
+    """Without control characters and direction marks, which could rewrite what a terminal shows."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+
+
+def _grid(*headers: str) -> Table:
+    """A table without lines; a header that begins with ">" is of a column of figures, the last column may wrap."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        figures = header.startswith(">")
+        wraps = header is headers[-1]
+        justify: Literal["left", "right"] = "right" if figures else "left"
+        grid.add_column(header.removeprefix(">"), justify=justify, overflow="fold", no_wrap=not wraps)
+    return grid
+
+
+def _bullets(lines: Sequence[str]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    for line in lines:
+        grid.add_row(" -", Text(_clean(line), overflow="fold"))
+    return grid
+
+
+def _head(plan: Plan) -> Text:
+    stages = f"{len(plan.stages)} stages: " if plan.strategy == "split" else ""
+    return Text.assemble((plan.strategy.upper(), "bold"), f"  {stages}{_clean(plan.reason)}")
+
+
+# ---------------------------------------------------------------- devices
+
+
+def _devices(plan: Plan, ascii_only: bool) -> Table:
+    grid = _grid("device", "memory", ">peak of capacity", ">weights", ">busy", "runs")
+    words = layer_words(plan.placement)
+    nothing = DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=0)
+    for device in plan.cluster.devices:
+        predicted = plan.prediction.devices.get(device.name, nothing)
+        share = predicted.busy_ns / plan.prediction.step_ns if plan.prediction.step_ns else 0.0
+        grid.add_row(
+            _clean(device.name),
+            _bar(predicted.reserved_bytes, device, ascii_only),
+            _of(predicted.reserved_bytes, device.memory_bytes),
+            format_bytes(predicted.weight_bytes),
+            f"{share:.0%}",
+            Text(words.get(device.name, "nothing")),
+        )
+    return grid
+
+
+def _bar(used_bytes: int, device: Device, ascii_only: bool) -> Text:
+    share = min(used_bytes / device.memory_bytes, 1.0) if device.memory_bytes else 1.0
+    # A device with anything on it shows a cell, and only a full one shows all of them.
+    cells = 0 if not used_bytes else max(1, int(share * _BAR_CELLS))
+    full, empty = ("#", ".") if ascii_only else ("█", "░")
+    style = "green" if share < _TIGHT else "yellow" if share < _FULL else "red"
+    return Text.assemble((full * cells, style), (empty * (_BAR_CELLS - cells), "dim"))
+
+
+def _of(used_bytes: int, all_bytes: int) -> str:
+    """Both sizes, the unit once when it is the same."""
+    used, has = format_bytes(used_bytes), format_bytes(all_bytes)
+    number, unit = used.split(" ")
+    return f"{number} of {has}" if has.endswith(f" {unit}") else f"{used} of {has}"
+
+
+# ---------------------------------------------------------------- transfers
+
+
+def _transfers(plan: Plan) -> Iterator[RenderableType]:
+    total = sum(transfer.size_bytes for transfer in plan.transfers)
+    back = sum(transfer.returns_gradient for transfer in plan.transfers)
+    gradients = f", gradients back for {back}" if back else ""
+    count = len(plan.transfers)
+    yield Text(f"{count} transfer{'s' if count > 1 else ''} a step, {format_bytes(total)}{gradients}", style="bold")
+    yield _by_pair(plan) if count > _MOST_TRANSFERS else _one_by_one(plan)
+
+
+def _one_by_one(plan: Plan) -> Table:
+    labels = _Labels(_path(transfer.tensor) for transfer in plan.transfers)
+    grid = _grid("from", "to", ">bytes", ">time", "tensor")
+    for transfer in plan.transfers:
+        grid.add_row(
+            _clean(transfer.src),
+            _clean(transfer.dst),
+            format_bytes(transfer.size_bytes),
+            format_ns(plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes)),
+            Text(_tensor_words(transfer, labels)),
+        )
+    return grid
+
+
+def _by_pair(plan: Plan) -> Table:
+    pairs: dict[tuple[str, str], list[Transfer]] = {}
+    for transfer in plan.transfers:
+        pairs.setdefault((transfer.src, transfer.dst), []).append(transfer)
+    largest = {pair: max(found, key=lambda transfer: transfer.size_bytes) for pair, found in pairs.items()}
+    labels = _Labels(_path(transfer.tensor) for transfer in largest.values())
+    grid = _grid("from", "to", ">tensors", ">bytes", ">time", "largest")
+    for (src, dst), found in pairs.items():
+        times = (plan.cluster.transfer_ns(src, dst, transfer.size_bytes) for transfer in found)
+        most = largest[src, dst]
+        grid.add_row(
+            _clean(src),
+            _clean(dst),
+            str(len(found)),
+            format_bytes(sum(transfer.size_bytes for transfer in found)),
+            format_ns(sum(times)),
+            Text(f"{_tensor_words(most, labels)}, {format_bytes(most.size_bytes)}"),
+        )
+    return grid
+
+
+def _tensor_words(transfer: Transfer, labels: _Labels) -> str:
+    """Module and operator that made the tensor: "layers.16 add"."""
+    operator = transfer.tensor.rpartition("/")[2].partition("#")[0].partition("!")[0].partition("@")[0]
+    return _clean(f"{labels.of(_path(transfer.tensor))} {operator}".strip())
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _figures(plan: Plan) -> Iterator[Text]:
+    prediction = plan.prediction
+    compute_ns = prediction.step_ns - prediction.transfer_ns
+    source = "estimated, unmeasured" if prediction.time_source == "estimated" else prediction.time_source
+    yield Text.assemble(
+        (f"step {format_ns(prediction.step_ns)}", "bold"),
+        f"  compute {format_ns(compute_ns)}, transfers {format_ns(prediction.transfer_ns)}  times: {source}",
+    )
+    say = format_bytes if plan.objective == "memory" else format_ns
+    if not plan.bound:
+        yield Text(f"{plan.objective} {say(plan.value)}  no lower bound proved")
+        return
+    gap = (plan.value - plan.bound) / plan.value if plan.value else 0.0
+    yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
+
+
+# ---------------------------------------------------------------- layers in words
+
+
+@dataclass
+class _Branch:
+    """One module of the tree that node names span: the devices below it, and its own nodes by device."""
+
+    children: dict[str, _Branch] = field(default_factory=dict)
+    devices: set[str] = field(default_factory=set)
+    own: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Something a device runs: a whole module; with ``own`` only that many operators of its own forward.
+
+    A numbered module has ``place``, its position among its numbered siblings, and is named by its parent's path.
+    """
+
+    path: Path
+    own: int = 0
+    place: int | None = None
+
+    @property
+    def naming(self) -> Path:
+        """The path to find a label for."""
+        return self.path if self.place is None else self.path[:-1]
+
+
+class _Labels:
+    """Short names of module paths: the fewest last components that no other path shares.
+
+    A label never begins at a number, and keeps every number of its path: "layers.16.attn", not "attn".
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._sharing: dict[Path, set[Path]] = {}
+        for path in set(paths):
+            for start in range(len(path)):
+                self._sharing.setdefault(path[start:], set()).add(path)
+
+    def of(self, path: Path) -> str:
+        """The label of one of the paths; "" for the root."""
+        numbers = [i for i, component in enumerate(path) if component.isdecimal()]
+        start = max(0, numbers[0] - 1 if numbers else len(path) - 1)
+        while start > 0 and len(self._sharing.get(path[start:], ())) > 1:
+            start -= 1
+        return _clean(".".join(path[start:]))
+
+
+def _path(node: str) -> Path:
+    module = node.rpartition("/")[0]
+    return tuple(module.split(".", _DEEPEST_PATH)) if module else ()
+
+
+def _parts(placement: Mapping[str, str]) -> dict[str, list[_Part]]:
+    """For each device the largest modules that are whole there, in execution order."""
+    root = _Branch()
+    for node, device in placement.items():
+        branch = root
+        branch.devices.add(device)
+        for component in _path(node):
+            branch = branch.children.setdefault(component, _Branch())
+            branch.devices.add(device)
+        branch.own[device] = branch.own.get(device, 0) + 1
+    parts: dict[str, list[_Part]] = {device: [] for device in dict.fromkeys(placement.values())}
+    _collect(root, (), None, parts)
+    return parts
+
+
+def _collect(branch: _Branch, path: Path, place: int | None, parts: dict[str, list[_Part]]) -> None:
+    numbered = [name for name in branch.children if name.isdecimal()]
+    is_list = len(numbered) == len(branch.children) > 0 and not branch.own and place is None
+    if len(branch.devices) == 1 and not is_list:
+        parts[next(iter(branch.devices))].append(_Part(path, place=place))
+        return
+    for name, child in branch.children.items():
+        _collect(child, (*path, name), numbered.index(name) if name in numbered else None, parts)
+    for device, count in branch.own.items():
+        parts[device].append(_Part(path, own=count))
+
+
+def _join(parts: Sequence[_Part], labels: _Labels) -> str:
+    """The parts as a phrase: "embed, layers 0-16"."""
+    words: list[str] = []
+    previous = ""  # the label that numbers are being listed under
+    for run in _runs(parts):
+        first, last = run[0], run[-1]
+        if first.place is None:
+            words.append(_one(first, labels.of(first.naming)))
+            previous = ""
+            continue
+        label = labels.of(first.naming) or "modules"
+        numbers = first.path[-1] if first is last else f"{first.path[-1]}-{last.path[-1]}"
+        words.append(numbers if label == previous else f"{label} {numbers}")
+        previous = label
+    if len(words) > _MOST_PARTS:
+        words[_MOST_PARTS - 1 :] = [f"{len(words) - _MOST_PARTS + 1} more"]
+    return ", ".join(words)
+
+
+def _one(part: _Part, label: str) -> str:
+    if part.own:
+        return f"{part.own} op{'s' if part.own > 1 else ''} of {label or 'forward'}"
+    return label or "the whole model"
+
+
+def _runs(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """The parts with numbered neighbours of one parent together."""
+    runs: list[list[_Part]] = []
+    for part in parts:
+        before = runs[-1][-1] if runs else None
+        follows = (
+            before is not None
+            and before.place is not None
+            and part.place == before.place + 1
+            and part.naming == before.naming
+        )
+        if follows:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs

@@ -1,0 +1,109 @@
+"""Proofs: what no placement can beat, and what no placement can fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from autosplit.errors import CapacityError
+from autosplit.solvers.problem import Problem
+from autosplit.units import format_bytes
+
+
+def lower_bound(problem: Problem) -> int:
+    """A value that no placement is below, whether it fits or not.
+
+    latency: every bundle on its best device, transfers between devices free. throughput: that work spread evenly, or
+    the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread evenly, or
+    the most that one bundle needs at once. O(devices * nodes + reads).
+    """
+    if problem.objective == "memory":
+        needs = bundle_needs(problem)
+        total = sum(need.base + need.update for need in needs)
+        return max(-(-total // problem.k), max((need.alone for need in needs), default=0))
+    unary = problem.unary_ns
+    least = [min(sum(times[i] for i in bundle) for times in unary) for bundle in problem.bundles]
+    if problem.objective == "latency":
+        return sum(least)
+    return max(-(-sum(least) // problem.k), max(least, default=0))
+
+
+class Need(NamedTuple):
+    """What one bundle takes at least, in bytes, on the device that it is placed on.
+
+    Attributes:
+        base: weights and optimizer state, there for good; additive over the bundles of a device.
+        update: parameters' gradients and the optimizer's own bytes at the step; additive too.
+        working: activations that its hungriest node has at hand.
+        alone: all that the bundle takes when it has a device for itself.
+    """
+
+    base: int
+    update: int
+    working: int
+    alone: int
+
+
+def bundle_needs(problem: Problem) -> list[Need]:
+    """A lower bound of what each bundle takes. O(reads)."""
+    judge = problem.judge
+    bundle_of = {i: b for b, bundle in enumerate(problem.bundles) for i in bundle}
+    base, update = [0] * len(problem.bundles), [0] * len(problem.bundles)
+    home: dict[int, int] = {}
+    least: dict[int, int] = {}
+    touched: list[set[int]] = [set() for _ in range(problem.n)]
+    for item in judge.items:
+        # A node may find a storage as its allocation or as a copy of any tensor in it: the smallest counts.
+        least[item.storage] = min(item.size, item.bytes, least.get(item.storage, item.size))
+        for i in (item.producer, *item.readers):
+            touched[i].add(item.storage)
+        if item.weight:
+            b = bundle_of[item.producer]
+            base[b] += item.state * judge.train
+            update[b] += (item.size * item.grad + item.step) * judge.train
+            if item.storage not in home:  # tied weights count once, so that sums stay lower bounds
+                home[item.storage] = b
+                base[b] += item.bytes
+    needs = []
+    for b, bundle in enumerate(problem.bundles):
+        working, alone = 0, 0
+        for i in bundle:
+            ours = [storage for storage in touched[i] if storage not in home]
+            foreign = [storage for storage in touched[i] if home.get(storage, b) != b]
+            size = judge.workspace[i] + sum(least[storage] for storage in ours)
+            working = max(working, size)
+            alone = max(alone, size + sum(least[storage] for storage in foreign))
+        needs.append(Need(base[b], update[b], working, base[b] + max(update[b], alone)))
+    return needs
+
+
+def check_possible(problem: Problem) -> None:
+    """Refuse a problem that a bound proves impossible.
+
+    Raises:
+        CapacityError: proved; the weights need more than all devices together have, or one bundle needs more than the
+            largest device has.
+    """
+    needs = bundle_needs(problem)
+    names, has = problem.cluster.names, dict(zip(problem.cluster.names, problem.capacity, strict=True))
+    what = "weights, gradients and optimizer state" if problem.judge.train else "weights"
+    total, room = sum(need.base + need.update for need in needs), sum(problem.capacity)
+    if total > room:
+        share = -(-total // problem.k)
+        raise CapacityError(
+            f"{problem.n} nodes on {problem.k} device(s): {what} alone need {format_bytes(total)}, "
+            f"all devices together have {format_bytes(room)}; add a device or use a smaller type",
+            needs_bytes={name: max(share, has[name]) for name in names},
+            has_bytes=has,
+            proved=True,
+        )
+    largest = max(problem.capacity)
+    for bundle, need in zip(problem.bundles, needs, strict=True):
+        if need.alone > largest:
+            name = list(problem.graph.nodes)[bundle[0]]
+            raise CapacityError(
+                f"node {name!r}{' and its group' if len(bundle) > 1 else ''} needs {format_bytes(need.alone)} "
+                f"on one device, the largest has {format_bytes(largest)}; use a larger device or a smaller batch",
+                needs_bytes=dict.fromkeys(names, need.alone),
+                has_bytes=has,
+                proved=True,
+            )

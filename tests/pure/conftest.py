@@ -1,0 +1,1 @@
+"""Tests without torch. Having a conftest here makes ``graphs`` and ``reference`` importable from all of them."""
