@@ -181,14 +181,16 @@ def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
         cluster = resolve(devices)
     except AutosplitError as error:
         raise click.BadParameter(str(error), param_hint="--devices") from error
+    if asked["strategy"] == "split" and len(cluster.devices) == 1:
+        raise click.UsageError(f"--strategy split needs two devices or more; --devices {devices} is one")
     with _progress(f"building {model}"):
         module = load_model(model)
     kwargs = bind(module, specs)
     with _progress("planning"):
         try:
             return make(module, cluster, kwargs=kwargs, **asked)
-        except PlanError as error:  # there is no plan yet that could be stale: what was asked contradicts itself
-            raise click.UsageError(str(error)) from error
+        except PlanError as error:  # there is no plan yet that could be stale, and what was asked was checked
+            raise AssertionError(f"a plan that contradicts itself: {error}") from error
 
 
 def _save(plan: Plan, out: Path) -> None:
@@ -245,13 +247,11 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if as_json:
-        told = click.ClickException(_message(error)) if not isinstance(error, CapacityError) else error
-        click.echo(error_document(told, kind, code))
+        click.echo(error_document(error, kind, _message(error), code))
     if isinstance(error, click.ClickException):
         error.show()
     elif isinstance(error, AutosplitError):
-        click.echo(f"error[{kind}]: ", err=True, nl=False)
-        _print(ErrorTable(error), err=True)
+        _print(ErrorTable(error, kind), err=True)
     else:
         click.echo(f"error[{kind}]: {_message(error)}", err=True)
     if kind == "bug" and not debug:

@@ -34,7 +34,10 @@ def load_model(spec: str) -> nn.Module:
     kind, colon, rest = spec.partition(":")
     if not colon or not kind or not rest:
         raise _refused(f"{spec!r} is neither pkg.mod:callable nor hf:DIR")
-    return _from_config(Path(rest)) if kind == "hf" else _from_callable(kind, rest)
+    model = _from_config(Path(rest)) if kind == "hf" else _from_callable(kind, rest)
+    if next(model.parameters(), None) is None:
+        raise _refused(f"{type(model).__name__} has no parameters: there is nothing to place")
+    return model
 
 
 # ---------------------------------------------------------------- pkg.mod:callable

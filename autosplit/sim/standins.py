@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from autosplit.sim.fallback import Kernel, run
 
-_FLASH_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def install(library: torch.library.Library) -> None:
@@ -125,30 +125,39 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Flash attention where the CPU build has it (it saves what CUDA's saves), else the math path.
+    """The kernel that the CPU would choose, on the mask that it would make.
 
-    ``scaled_dot_product_attention`` is composite and picks by device type, so it would take the math path always.
+    ``scaled_dot_product_attention`` is composite and chooses by device type; for ours it knows only the math path.
     """
     aten = torch.ops.aten
-    if dropout_p == 0.0 and not enable_gqa and _flash_fits(query, key, value, attn_mask, is_causal):
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, float("-inf"))
+    mask = _float_mask(attn_mask, query.dtype)
+    if _chooses_flash(query, key, value, mask, dropout_p, is_causal, enable_gqa):
         return aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+            query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
         )[0]
     return aten._scaled_dot_product_attention_math(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
 
 
-def _flash_fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> bool:
-    if attn_mask is not None and (is_causal or attn_mask.requires_grad or attn_mask.dim() not in (2, 4)):
-        return False
-    return (
-        query.dim() == 4
-        and query.dtype in _FLASH_DTYPES
-        and query.shape[-1] == value.shape[-1]
-        and query.numel() > 0
-        and key.numel() > 0
-        and all(tensor.stride(-1) == 1 for tensor in (query, key, value))
-    )
+def _float_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A boolean mask becomes what is added to the scores, by the operations that torch itself uses."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    zero, minus_infinity = (torch.scalar_tensor(x, dtype=dtype, device=mask.device) for x in (0.0, float("-inf")))
+    return torch.where(mask, zero, minus_infinity)
+
+
+def _chooses_flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool, gqa: bool
+) -> bool:
+    forms = [None if tensor is None else _form_on_cpu(tensor) for tensor in (query, key, value, mask)]
+    choice = torch._fused_sdp_choice(*forms, dropout_p, is_causal, enable_gqa=gqa)
+    return bool(choice == SDPBackend.FLASH_ATTENTION.value)
+
+
+def _form_on_cpu(tensor: Tensor) -> Tensor:
+    """A CPU tensor of the same sizes, strides, dtype and requires_grad without memory."""
+    form = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+    form.untyped_storage().resize_(0)
+    return form.requires_grad_(tensor.requires_grad)

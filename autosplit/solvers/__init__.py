@@ -16,7 +16,7 @@ __all__ = ["solve"]
 
 _FEW_PLACEMENTS = 1024
 _NODE_EVALUATIONS = 100_000
-_MOST_EVALUATIONS = 500
+_MOST_EVALUATIONS = 1000
 
 
 def solve(
@@ -45,7 +45,8 @@ def solve(
         bound is proved. It is the same whatever the hash seed.
 
         Never worse than the best single device, equal split or sequential fill that fits. Exact for one device,
-        for latency on two devices when memory does not bind, and for up to some 10 nodes. 1 s for 1,000 nodes, 6 s for 5,000.
+        for latency on two devices when memory does not bind, and for up to some 10 nodes.
+        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000.
 
     Raises:
         CapacityError: nothing fits (``proved``), or nothing was found that does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autosplit.errors import CapacityError
@@ -10,21 +11,32 @@ from autosplit.units import format_bytes
 
 
 def lower_bound(problem: Problem) -> int:
-    """A value that no placement is below, whether it fits or not.
+    """A value that no placement that fits is below.
 
     latency: every bundle on its best device, transfers between devices free. throughput: that work spread evenly, or
-    the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread evenly, or
-    the most that one bundle needs at once. O(devices * nodes + reads).
+    the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread as evenly as
+    the capacities allow, or the most that one bundle needs at once. O(devices * nodes + reads).
     """
     if problem.objective == "memory":
         needs = bundle_needs(problem)
-        total = sum(need.base + need.update for need in needs)
-        return max(-(-total // problem.k), max((need.alone for need in needs), default=0))
+        even = _level(sum(need.base + need.update for need in needs), sorted(problem.capacity))
+        return max(even, max((need.alone for need in needs), default=0))
     unary = problem.unary_ns
     least = [min(sum(times[i] for i in bundle) for times in unary) for bundle in problem.bundles]
     if problem.objective == "latency":
         return sum(least)
     return max(-(-sum(least) // problem.k), max(least, default=0))
+
+
+def _level(total: int, capacities: Sequence[int]) -> int:
+    """The least level to which devices, in order of capacity, must be filled to hold ``total`` bytes."""
+    level = 0
+    for i, capacity in enumerate(capacities):
+        level = -(-total // (len(capacities) - i))
+        if level <= capacity:
+            return level
+        total -= capacity
+    return level
 
 
 class Need(NamedTuple):

@@ -1,8 +1,9 @@
 """Layouts: orders of the nodes, and the places in them where a stage may end.
 
-Two orders are tried: program order, and the order that nested min cuts give (the layers between one cut and the next,
-program order inside). A stage boundary never separates a group whose members are near each other. A group that spans
-much of the program (tied weights at both ends) is *loose*: its nodes are left out of the order and pinned.
+Three orders are tried: program order; the order that nested min cuts give (the layers between one cut and the next,
+program order inside); and depth first, branch by branch. A stage boundary never separates a group whose members are
+near each other. A group that spans much of the program (tied weights at both ends) is *loose*: its nodes are left out
+of the order and pinned.
 """
 
 from __future__ import annotations
@@ -39,16 +40,40 @@ def layouts(problem: Problem) -> list[Layout]:
     """The layouts to try, program order first. O(nodes + reads) and some 32 small maximum flows."""
     loose = loose_groups(problem)
     blocks = _blocks(problem, loose)
-    flat = _layout(problem, blocks, (), loose, "program order")
     layers = nested_cuts(problem, blocks)
-    ordered = [block for layer in layers for block in layer]
-    if ordered == blocks:
-        return [flat]
     ends, done = [], 0
     for layer in layers:
         done += sum(map(len, layer))
         ends.append(done)
-    return [flat, _layout(problem, ordered, ends, loose, "min-cut order")]
+    found = [
+        _layout(problem, blocks, (), loose, "program order"),
+        _layout(problem, [block for layer in layers for block in layer], ends, loose, "min-cut order"),
+        _layout(problem, _depth_first(problem, blocks), (), loose, "depth-first order"),
+    ]
+    unique: dict[tuple[int, ...], Layout] = {}
+    for layout in found:
+        unique.setdefault(layout.order, layout)
+    return list(unique.values())
+
+
+def _depth_first(problem: Problem, blocks: Sequence[list[int]]) -> list[list[int]]:
+    """Blocks in a topological order that follows one branch to its end before it starts the next. O(reads)."""
+    after: list[set[int]] = [set() for _ in blocks]
+    for wire in wires(problem, blocks):
+        after[wire.producer].update(wire.readers)
+    seen = [False] * len(blocks)
+    finished: list[int] = []
+    read = set().union(*after)
+    stack = [(block, False) for block in range(len(blocks)) if block not in read]
+    while stack:
+        block, done = stack.pop()
+        if done:
+            finished.append(block)
+        elif not seen[block]:
+            seen[block] = True
+            stack.append((block, True))
+            stack.extend((reader, False) for reader in sorted(after[block]))
+    return [blocks[b] for b in reversed(finished)]
 
 
 def loose_groups(problem: Problem) -> tuple[tuple[int, ...], ...]:

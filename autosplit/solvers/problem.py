@@ -12,7 +12,6 @@ from autosplit.estimate import Judge
 from autosplit.graph import CostGraph
 from autosplit.placement import Objective
 
-
 NOTHING_FITS = 2**63
 """A bound above every value: no placement fits at all."""
 

@@ -28,7 +28,7 @@ def transformer(nodes: int, mode: Mode = "infer") -> CostGraph:
         name = f"n{i}"
         heavy = i % 4 == 0
         made.append(Node(name=name, forward_ns={"*": 900_000 if heavy else 40_000}, backward_ns={"*": 1_800_000}))
-        for source in {last, residual if i % (_STEP // 2) == 0 else last} - {""}:
+        for source in dict.fromkeys((last, residual) if i and i % (_STEP // 2) == 0 else (last,) * bool(last)):
             readers[source].append(name)
         readers[name] = []
         last = name

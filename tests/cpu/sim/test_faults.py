@@ -176,9 +176,9 @@ def test_what_outlives_its_cluster_is_refused_not_fatal():
     assert torch.sim.device_count() == 0
     assert not torch.accelerator.is_available()
     for data in (True, False):
-        with sim.cluster("2x1GiB", data=data):
-            with pytest.raises(RuntimeError, match="belongs to a cluster that is closed"):
-                x.add(torch.ones(3, device="sim:1"))
+        closed = pytest.raises(RuntimeError, match="belongs to a cluster that is closed")
+        with sim.cluster("2x1GiB", data=data), closed:
+            x.add(torch.ones(3, device="sim:1"))
     assert first.peak_bytes(1) > 0
     torch.ones(2, requires_grad=True).sum().backward()
 

@@ -1,13 +1,10 @@
-"""Report: a plan, or the error that stands in its place, for people (a table) and for programs (one JSON document).
-
-Names in a plan file are data from anywhere: they are printed as plain text, with control characters replaced.
-"""
+"""Report: a plan, or the error that stands in its place, for people (a table) and for programs (one JSON document)."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +15,7 @@ from rich.text import Text
 from autosplit.device import Device
 from autosplit.errors import AutosplitError, CapacityError
 from autosplit.placement import DevicePrediction, Plan, Transfer
+from autosplit.report.words import Labels, clean, layer_words, path_of
 from autosplit.units import format_bytes, format_ns
 
 WIDTH = 80
@@ -25,11 +23,7 @@ WIDTH = 80
 
 _BAR_CELLS = 10
 _MOST_TRANSFERS = 12  # listed one by one; more are summed up by pair of devices
-_MOST_PARTS = 8  # of a model, named for one device
-_DEEPEST_PATH = 32  # components of a module path that are told apart
 _TIGHT, _FULL = 0.90, 0.98  # share of a device's memory from which its bar is yellow, and red
-
-Path = tuple[str, ...]
 
 
 # ---------------------------------------------------------------- for programs
@@ -40,18 +34,19 @@ def document(plan: Plan) -> str:
     return plan.to_json().decode()
 
 
-def error_document(error: BaseException, kind: str, exit_code: int) -> str:
+def error_document(error: BaseException, kind: str, message: str, exit_code: int) -> str:
     """An error as one JSON document: ``{"error": {"kind", "message", "exit_code", ...}}``.
 
     Args:
         error: a CapacityError adds ``needs_bytes``, ``has_bytes`` and ``short_bytes`` by device, and ``proved``.
         kind: "capacity", "capture", "plan", "usage", ...
+        message: what is wrong, for people.
         exit_code: what the process exits with.
 
-    >>> error_document(ValueError("no"), "usage", 2)
+    >>> error_document(ValueError("no"), "usage", "no", 2)
     '{"error":{"kind":"usage","message":"no","exit_code":2}}'
     """
-    content: dict[str, Any] = {"kind": kind, "message": str(error), "exit_code": exit_code}
+    content: dict[str, Any] = {"kind": kind, "message": message, "exit_code": exit_code}
     if isinstance(error, CapacityError):
         content |= {
             "needs_bytes": error.needs_bytes,
@@ -70,26 +65,9 @@ def text(plan: Plan, width: int = WIDTH) -> str:
     return _plain(PlanTable(plan), width)
 
 
-def error_text(error: AutosplitError, width: int = WIDTH) -> str:
+def error_text(error: AutosplitError, kind: str, width: int = WIDTH) -> str:
     """An error as plain text; a CapacityError with needs, has and short of each device."""
-    return _plain(ErrorTable(error), width)
-
-
-def layer_words(placement: Mapping[str, str]) -> dict[str, str]:
-    """What each device runs, in words: the largest modules that are whole there, numbered runs collapsed.
-
-    Args:
-        placement: device by node name; a node name is "MODULE.PATH/OPERATOR".
-
-    Returns:
-        Words by device name, modules in execution order. O(nodes).
-
-    >>> layer_words({"m.embed/take": "a", "m.h.0/mm": "a", "m.h.1/mm": "a", "m.h.2/mm": "b", "head/mm": "b"})
-    {'a': 'embed, h 0-1', 'b': 'h 2, head'}
-    """
-    parts = _parts(placement)
-    labels = _Labels(part.naming for found in parts.values() for part in found)
-    return {device: _join(found, labels) for device, found in parts.items()}
+    return _plain(ErrorTable(error, kind), width)
 
 
 @dataclass(frozen=True)
@@ -118,10 +96,11 @@ class ErrorTable:
     """An error as something that a rich console prints."""
 
     error: AutosplitError
+    kind: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The message; for a misfit a row for each device in bytes and in words."""
-        yield Text(_clean(str(self.error)))
+        yield Text.assemble((f"error[{self.kind}]: ", "bold red"), clean(str(self.error)))
         if not isinstance(self.error, CapacityError) or not self.error.needs_bytes:
             return
         grid = _grid("device", ">needs", ">has", ">short", ">short, bytes")
@@ -129,7 +108,7 @@ class ErrorTable:
         for name, need in self.error.needs_bytes.items():
             has = self.error.has_bytes.get(name, 0)
             missing = (format_bytes(short[name]), f"{short[name]}") if name in short else ("-", "0")
-            grid.add_row(_clean(name), format_bytes(need), format_bytes(has), *missing)
+            grid.add_row(clean(name), format_bytes(need), format_bytes(has), *missing)
         yield grid
         if self.error.proved:
             yield "Proved: no placement on these devices fits."
@@ -142,11 +121,6 @@ def _plain(renderable: RenderableType, width: int) -> str:
     with console.capture() as capture:
         console.print(renderable, markup=False)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-
-
-def _clean(name: str) -> str:
-    """Without control characters and direction marks, which could rewrite what a terminal shows."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
 
 
 def _grid(*headers: str) -> Table:
@@ -163,13 +137,13 @@ def _grid(*headers: str) -> Table:
 def _bullets(lines: Sequence[str]) -> Table:
     grid = Table.grid(padding=(0, 1))
     for line in lines:
-        grid.add_row(" -", Text(_clean(line), overflow="fold"))
+        grid.add_row(" -", Text(clean(line), overflow="fold"))
     return grid
 
 
 def _head(plan: Plan) -> Text:
     stages = f"{len(plan.stages)} stages: " if plan.strategy == "split" else ""
-    return Text.assemble((plan.strategy.upper(), "bold"), f"  {stages}{_clean(plan.reason)}")
+    return Text.assemble((plan.strategy.upper(), "bold"), f"  {stages}{clean(plan.reason)}")
 
 
 # ---------------------------------------------------------------- devices
@@ -178,17 +152,18 @@ def _head(plan: Plan) -> Text:
 def _devices(plan: Plan, ascii_only: bool) -> Table:
     grid = _grid("device", "memory", ">peak of capacity", ">weights", ">busy", "runs")
     words = layer_words(plan.placement)
+    idle = "a copy, under torchrun" if plan.strategy == "replicate" else "nothing"
     nothing = DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=0)
     for device in plan.cluster.devices:
         predicted = plan.prediction.devices.get(device.name, nothing)
         share = predicted.busy_ns / plan.prediction.step_ns if plan.prediction.step_ns else 0.0
         grid.add_row(
-            _clean(device.name),
+            clean(device.name),
             _bar(predicted.reserved_bytes, device, ascii_only),
             _of(predicted.reserved_bytes, device.memory_bytes),
             format_bytes(predicted.weight_bytes),
             f"{share:.0%}",
-            Text(words.get(device.name, "nothing")),
+            Text(words.get(device.name, idle)),
         )
     return grid
 
@@ -222,12 +197,12 @@ def _transfers(plan: Plan) -> Iterator[RenderableType]:
 
 
 def _one_by_one(plan: Plan) -> Table:
-    labels = _Labels(_path(transfer.tensor) for transfer in plan.transfers)
+    labels = Labels(path_of(transfer.tensor) for transfer in plan.transfers)
     grid = _grid("from", "to", ">bytes", ">time", "tensor")
     for transfer in plan.transfers:
         grid.add_row(
-            _clean(transfer.src),
-            _clean(transfer.dst),
+            clean(transfer.src),
+            clean(transfer.dst),
             format_bytes(transfer.size_bytes),
             format_ns(plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes)),
             Text(_tensor_words(transfer, labels)),
@@ -240,14 +215,14 @@ def _by_pair(plan: Plan) -> Table:
     for transfer in plan.transfers:
         pairs.setdefault((transfer.src, transfer.dst), []).append(transfer)
     largest = {pair: max(found, key=lambda transfer: transfer.size_bytes) for pair, found in pairs.items()}
-    labels = _Labels(_path(transfer.tensor) for transfer in largest.values())
+    labels = Labels(path_of(transfer.tensor) for transfer in largest.values())
     grid = _grid("from", "to", ">tensors", ">bytes", ">time", "largest")
     for (src, dst), found in pairs.items():
         times = (plan.cluster.transfer_ns(src, dst, transfer.size_bytes) for transfer in found)
         most = largest[src, dst]
         grid.add_row(
-            _clean(src),
-            _clean(dst),
+            clean(src),
+            clean(dst),
             str(len(found)),
             format_bytes(sum(transfer.size_bytes for transfer in found)),
             format_ns(sum(times)),
@@ -256,10 +231,10 @@ def _by_pair(plan: Plan) -> Table:
     return grid
 
 
-def _tensor_words(transfer: Transfer, labels: _Labels) -> str:
+def _tensor_words(transfer: Transfer, labels: Labels) -> str:
     """Module and operator that made the tensor: "layers.16 add"."""
     operator = transfer.tensor.rpartition("/")[2].partition("#")[0].partition("!")[0].partition("@")[0]
-    return _clean(f"{labels.of(_path(transfer.tensor))} {operator}".strip())
+    return clean(f"{labels.of(path_of(transfer.tensor))} {operator}".strip())
 
 
 # ---------------------------------------------------------------- figures
@@ -279,128 +254,3 @@ def _figures(plan: Plan) -> Iterator[Text]:
         return
     gap = (plan.value - plan.bound) / plan.value if plan.value else 0.0
     yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
-
-
-# ---------------------------------------------------------------- layers in words
-
-
-@dataclass
-class _Branch:
-    """One module of the tree that node names span: the devices below it, and its own nodes by device."""
-
-    children: dict[str, _Branch] = field(default_factory=dict)
-    devices: set[str] = field(default_factory=set)
-    own: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Something a device runs: a whole module; with ``own`` only that many operators of its own forward.
-
-    A numbered module has ``place``, its position among its numbered siblings, and is named by its parent's path.
-    """
-
-    path: Path
-    own: int = 0
-    place: int | None = None
-
-    @property
-    def naming(self) -> Path:
-        """The path to find a label for."""
-        return self.path if self.place is None else self.path[:-1]
-
-
-class _Labels:
-    """Short names of module paths: the fewest last components that no other path shares.
-
-    A label never begins at a number, and keeps every number of its path: "layers.16.attn", not "attn".
-    """
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._sharing: dict[Path, set[Path]] = {}
-        for path in set(paths):
-            for start in range(len(path)):
-                self._sharing.setdefault(path[start:], set()).add(path)
-
-    def of(self, path: Path) -> str:
-        """The label of one of the paths; "" for the root."""
-        numbers = [i for i, component in enumerate(path) if component.isdecimal()]
-        start = max(0, numbers[0] - 1 if numbers else len(path) - 1)
-        while start > 0 and len(self._sharing.get(path[start:], ())) > 1:
-            start -= 1
-        return _clean(".".join(path[start:]))
-
-
-def _path(node: str) -> Path:
-    module = node.rpartition("/")[0]
-    return tuple(module.split(".", _DEEPEST_PATH)) if module else ()
-
-
-def _parts(placement: Mapping[str, str]) -> dict[str, list[_Part]]:
-    """For each device the largest modules that are whole there, in execution order."""
-    root = _Branch()
-    for node, device in placement.items():
-        branch = root
-        branch.devices.add(device)
-        for component in _path(node):
-            branch = branch.children.setdefault(component, _Branch())
-            branch.devices.add(device)
-        branch.own[device] = branch.own.get(device, 0) + 1
-    parts: dict[str, list[_Part]] = {device: [] for device in dict.fromkeys(placement.values())}
-    _collect(root, (), None, parts)
-    return parts
-
-
-def _collect(branch: _Branch, path: Path, place: int | None, parts: dict[str, list[_Part]]) -> None:
-    numbered = [name for name in branch.children if name.isdecimal()]
-    is_list = len(numbered) == len(branch.children) > 0 and not branch.own and place is None
-    if len(branch.devices) == 1 and not is_list:
-        parts[next(iter(branch.devices))].append(_Part(path, place=place))
-        return
-    for name, child in branch.children.items():
-        _collect(child, (*path, name), numbered.index(name) if name in numbered else None, parts)
-    for device, count in branch.own.items():
-        parts[device].append(_Part(path, own=count))
-
-
-def _join(parts: Sequence[_Part], labels: _Labels) -> str:
-    """The parts as a phrase: "embed, layers 0-16"."""
-    words: list[str] = []
-    previous = ""  # the label that numbers are being listed under
-    for run in _runs(parts):
-        first, last = run[0], run[-1]
-        if first.place is None:
-            words.append(_one(first, labels.of(first.naming)))
-            previous = ""
-            continue
-        label = labels.of(first.naming) or "modules"
-        numbers = first.path[-1] if first is last else f"{first.path[-1]}-{last.path[-1]}"
-        words.append(numbers if label == previous else f"{label} {numbers}")
-        previous = label
-    if len(words) > _MOST_PARTS:
-        words[_MOST_PARTS - 1 :] = [f"{len(words) - _MOST_PARTS + 1} more"]
-    return ", ".join(words)
-
-
-def _one(part: _Part, label: str) -> str:
-    if part.own:
-        return f"{part.own} op{'s' if part.own > 1 else ''} of {label or 'forward'}"
-    return label or "the whole model"
-
-
-def _runs(parts: Sequence[_Part]) -> list[list[_Part]]:
-    """The parts with numbered neighbours of one parent together."""
-    runs: list[list[_Part]] = []
-    for part in parts:
-        before = runs[-1][-1] if runs else None
-        follows = (
-            before is not None
-            and before.place is not None
-            and part.place == before.place + 1
-            and part.naming == before.naming
-        )
-        if follows:
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs

@@ -1,0 +1,164 @@
+"""Modules in words: which parts of a model a device runs, and short names for them.
+
+Names in a plan file are data from anywhere: they are printed as plain text, with control characters replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_MOST_PARTS = 8  # of a model, named for one device
+_DEEPEST_PATH = 32  # components of a module path that are told apart
+
+Path = tuple[str, ...]
+"""A module path as its components; () is the model itself."""
+
+
+def layer_words(placement: Mapping[str, str]) -> dict[str, str]:
+    """What each device runs, in words: the largest modules that are whole there, numbered runs collapsed.
+
+    Args:
+        placement: device by node name; a node name is "MODULE.PATH/OPERATOR".
+
+    Returns:
+        Words by device name, modules in execution order. O(nodes).
+
+    >>> layer_words({"m.embed/take": "a", "m.h.0/mm": "a", "m.h.1/mm": "a", "m.h.2/mm": "b", "head/mm": "b"})
+    {'a': 'embed, h 0-1', 'b': 'h 2, head'}
+    """
+    parts = _parts(placement)
+    labels = Labels(part.naming for found in parts.values() for part in found)
+    return {device: _join(found, labels) for device, found in parts.items()}
+
+
+def clean(name: str) -> str:
+    """Without control characters and direction marks, which could rewrite what a terminal shows.
+
+    >>> clean("a\\x1b[2Jb")
+    'a�[2Jb'
+    """
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+
+
+@dataclass
+class _Branch:
+    """One module of the tree that node names span: the devices below it, and its own nodes by device."""
+
+    children: dict[str, _Branch] = field(default_factory=dict)
+    devices: set[str] = field(default_factory=set)
+    own: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Something a device runs: a whole module; with ``own`` only that many operators of its own forward.
+
+    A numbered module has ``place``, its position among its numbered siblings, and is named by its parent's path.
+    """
+
+    path: Path
+    own: int = 0
+    place: int | None = None
+
+    @property
+    def naming(self) -> Path:
+        """The path to find a label for."""
+        return self.path if self.place is None else self.path[:-1]
+
+
+class Labels:
+    """Short names of module paths: the fewest last components that no other path shares.
+
+    A label never begins at a number, and keeps every number of its path: "layers.16.attn", not "attn".
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._sharing: dict[Path, set[Path]] = {}
+        for path in set(paths):
+            for start in range(len(path)):
+                self._sharing.setdefault(path[start:], set()).add(path)
+
+    def of(self, path: Path) -> str:
+        """The label of one of the paths; "" for the root."""
+        numbers = [i for i, component in enumerate(path) if component.isdecimal()]
+        start = max(0, numbers[0] - 1 if numbers else len(path) - 1)
+        while start > 0 and len(self._sharing.get(path[start:], ())) > 1:
+            start -= 1
+        return clean(".".join(path[start:]))
+
+
+def path_of(node: str) -> Path:
+    """The module path in a node's or a tensor's name, "MODULE.PATH/OPERATOR"."""
+    module = node.rpartition("/")[0]
+    return tuple(module.split(".", _DEEPEST_PATH)) if module else ()
+
+
+def _parts(placement: Mapping[str, str]) -> dict[str, list[_Part]]:
+    """For each device the largest modules that are whole there, in execution order."""
+    root = _Branch()
+    for node, device in placement.items():
+        branch = root
+        branch.devices.add(device)
+        for component in path_of(node):
+            branch = branch.children.setdefault(component, _Branch())
+            branch.devices.add(device)
+        branch.own[device] = branch.own.get(device, 0) + 1
+    parts: dict[str, list[_Part]] = {device: [] for device in dict.fromkeys(placement.values())}
+    _collect(root, (), None, parts)
+    return parts
+
+
+def _collect(branch: _Branch, path: Path, place: int | None, parts: dict[str, list[_Part]]) -> None:
+    numbered = [name for name in branch.children if name.isdecimal()]
+    is_list = len(numbered) == len(branch.children) > 0 and not branch.own and place is None
+    if len(branch.devices) == 1 and not is_list:
+        parts[next(iter(branch.devices))].append(_Part(path, place=place))
+        return
+    for name, child in branch.children.items():
+        _collect(child, (*path, name), numbered.index(name) if name in numbered else None, parts)
+    for device, count in branch.own.items():
+        parts[device].append(_Part(path, own=count))
+
+
+def _join(parts: Sequence[_Part], labels: Labels) -> str:
+    """The parts as a phrase: "embed, layers 0-16"."""
+    words: list[str] = []
+    previous = ""  # the label that numbers are being listed under
+    for run in _runs(parts):
+        first, last = run[0], run[-1]
+        if first.place is None:
+            words.append(_one(first, labels.of(first.naming)))
+            previous = ""
+            continue
+        label = labels.of(first.naming) or "modules"
+        numbers = first.path[-1] if first is last else f"{first.path[-1]}-{last.path[-1]}"
+        words.append(numbers if label == previous else f"{label} {numbers}")
+        previous = label
+    if len(words) > _MOST_PARTS:
+        words[_MOST_PARTS - 1 :] = [f"{len(words) - _MOST_PARTS + 1} more"]
+    return ", ".join(words)
+
+
+def _one(part: _Part, label: str) -> str:
+    if part.own:
+        return f"{part.own} op{'s' if part.own > 1 else ''} of {label or 'forward'}"
+    return label or "the whole model"
+
+
+def _runs(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """The parts with numbered neighbours of one parent together."""
+    runs: list[list[_Part]] = []
+    for part in parts:
+        before = runs[-1][-1] if runs else None
+        follows = (
+            before is not None
+            and before.place is not None
+            and part.place == before.place + 1
+            and part.naming == before.naming
+        )
+        if follows:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
