@@ -358,12 +358,33 @@ def peak_bytes(
 
 
 def busy_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster) -> dict[str, int]:
-    """Compute nanoseconds of one step, by device name (transfers not included). O(nodes)."""
+    """Compute nanoseconds of one step, by device name; transfers are not in it. O(nodes).
+
+    Args:
+        graph: what runs.
+        placement: device name by node name.
+        cluster: its devices.
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node
+    >>> busy_ns(CostGraph([Node(name="a", forward_ns={"*": 7})], []), {"a": "gpu:1"}, parse_cluster("2x1GiB"))
+    {'gpu:0': 0, 'gpu:1': 7}
+    """
     return dict(zip(cluster.names, Judge(graph, cluster).busy(_labels(graph, placement, cluster)), strict=True))
 
 
 def step_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST) -> int:
-    """Nanoseconds of one step: every node and every transfer (gradients too), one after the other. O(nodes + reads)."""
+    """Nanoseconds of one step: every node and every transfer (gradients too), one after the other.
+
+    Args and complexity as for ``transfers``.
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node, Tensor
+    >>> x = Tensor(name="x", producer="a", readers=("b",), size_bytes=25)
+    >>> graph = CostGraph([Node(name="a", forward_ns={"*": 7}), Node(name="b")], [x])
+    >>> step_ns(graph, {"a": "gpu:0", "b": "gpu:1"}, parse_cluster("2x1GiB"))
+    10008
+    """
     return Judge(graph, cluster, io_device).step_ns(_labels(graph, placement, cluster))
 
 
@@ -374,11 +395,17 @@ def value(
     objective: Objective,
     io_device: str = HOST,
 ) -> int:
-    """The value that ``solve`` minimises.
+    """The value that ``solve`` minimises. Args and complexity as for ``transfers``.
 
     Returns:
         latency: ``step_ns``. throughput: the largest load of a device, compute and the transfers that it sends or
         receives (ns). memory: the largest of ``peak_bytes``.
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node
+    >>> graph = CostGraph([Node(name=name, forward_ns={"*": 7}) for name in "ab"], [])
+    >>> value(graph, {"a": "gpu:0", "b": "gpu:1"}, parse_cluster("2x1GiB"), "throughput")
+    7
     """
     judge = Judge(graph, cluster, io_device)
     labels = _labels(graph, placement, cluster)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,12 +21,15 @@ from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
 from autosplit.errors import PlanError
 from autosplit.graph import Mode
-from autosplit.program import Input, Spec, tensor_leaves
+from autosplit.program import AcceleratorForms, Input, Spec, tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 _TRAINING_STEPS = 2  # the second has the optimizer's state from the start
 _COPIES = ("aten::_to_copy", "aten::copy_")
+_MADE_OF_OTHERS = {  # no device has a kernel of its own for these: their intermediates count
+    func: decomposition_table[func] for func in (torch.ops.aten._safe_softmax.default,)
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def predict_memory(
     devices = fake_devices(cluster)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(mode == "train"):
         tracker = _Tracker(cluster)
-        with tracker:
+        forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
+        with tracker, forms:
             tensors = {i: source.spec.empty(devices[name]) for i, (source, name) in enumerate(inputs) if source.spec}
             values = [tensors.get(i, source.value) for i, (source, _) in enumerate(inputs)]
             weights = [tensor for i, tensor in tensors.items() if inputs[i][0].is_weight]
@@ -160,6 +166,9 @@ class _Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if hasattr(func, "_schema") and func._schema.name not in _COPIES:
             _check_devices(func, tensor_leaves((args, kwargs)))
+        if func in _MADE_OF_OTHERS:
+            with self:
+                return _MADE_OF_OTHERS[func](*args, **kwargs)
         result = func(*args, **kwargs)
         for tensor in tensor_leaves(result):
             self._book(tensor)

@@ -42,7 +42,7 @@ def _llama(scale: int) -> tuple[nn.Module, Inputs]:
     ids = _text(512, 4, 64 * scale)
     config = LlamaConfig(
         num_hidden_layers=8, hidden_size=128 * scale, intermediate_size=256 * scale, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, use_cache=False,
+        num_key_value_heads=4, vocab_size=512, use_cache=False,
     )  # fmt: skip
     return LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}
 
@@ -142,7 +142,7 @@ def _moe(scale: int) -> tuple[nn.Module, Inputs]:
     ids = _text(512, 4, 32 * scale)
     config = MixtralConfig(
         num_hidden_layers=6, hidden_size=96 * scale, intermediate_size=128 * scale, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, num_local_experts=4, use_cache=False,
+        num_key_value_heads=4, vocab_size=512, num_local_experts=4, use_cache=False,
     )  # fmt: skip
     return MixtralForCausalLM(config), {"input_ids": ids, "labels": ids}
 

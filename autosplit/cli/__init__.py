@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -211,11 +211,11 @@ def _show(plan: Plan, as_json: bool) -> None:
 
 
 def _print(renderable: RenderableType, *, err: bool = False) -> None:
-    """Print through rich; NO_COLOR turns every escape sequence off, bold too."""
+    """Print through rich; NO_COLOR turns every escape sequence off, bold too. Messages on stderr stay in one line."""
     from rich.console import Console
 
-    plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
-    Console(stderr=err, highlight=False, markup=False, **plain).print(renderable)  # type: ignore[arg-type]  # one known keyword
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    Console(stderr=err, highlight=False, markup=False, color_system=colours).print(renderable, soft_wrap=err)
 
 
 @contextlib.contextmanager

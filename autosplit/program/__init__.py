@@ -12,6 +12,7 @@ from functools import cached_property
 from torch import fx
 
 from autosplit.graph import Mode
+from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.effects import analyse
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
 from autosplit.program.groups import stay_together
@@ -19,6 +20,7 @@ from autosplit.program.names import is_control, is_move, module_path, operator_n
 from autosplit.program.reads import Value, read_values
 
 __all__ = [
+    "AcceleratorForms",
     "Facts",
     "Input",
     "InputKind",

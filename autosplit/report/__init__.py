@@ -62,12 +62,10 @@ def error_document(error: BaseException, kind: str, message: str, exit_code: int
 
 def text(plan: Plan, width: int = WIDTH) -> str:
     """The plan as plain text of at most ``width`` columns, without colour."""
-    return _plain(PlanTable(plan), width)
-
-
-def error_text(error: AutosplitError, kind: str, width: int = WIDTH) -> str:
-    """An error as plain text; a CapacityError with needs, has and short of each device."""
-    return _plain(ErrorTable(error, kind), width)
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(PlanTable(plan), markup=False)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,6 @@ class ErrorTable:
             yield "Proved: no placement on these devices fits."
         else:
             yield "Not proved: the search found no placement that fits."
-
-
-def _plain(renderable: RenderableType, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(renderable, markup=False)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
 def _grid(*headers: str) -> Table:
@@ -197,7 +188,7 @@ def _transfers(plan: Plan) -> Iterator[RenderableType]:
 
 
 def _one_by_one(plan: Plan) -> Table:
-    labels = Labels(path_of(transfer.tensor) for transfer in plan.transfers)
+    labels = Labels(plan.placement)
     grid = _grid("from", "to", ">bytes", ">time", "tensor")
     for transfer in plan.transfers:
         grid.add_row(
@@ -215,7 +206,7 @@ def _by_pair(plan: Plan) -> Table:
     for transfer in plan.transfers:
         pairs.setdefault((transfer.src, transfer.dst), []).append(transfer)
     largest = {pair: max(found, key=lambda transfer: transfer.size_bytes) for pair, found in pairs.items()}
-    labels = Labels(path_of(transfer.tensor) for transfer in largest.values())
+    labels = Labels(plan.placement)
     grid = _grid("from", "to", ">tensors", ">bytes", ">time", "largest")
     for (src, dst), found in pairs.items():
         times = (plan.cluster.transfer_ns(src, dst, transfer.size_bytes) for transfer in found)

@@ -5,6 +5,7 @@ Names in a plan file are data from anywhere: they are printed as plain text, wit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,16 +29,12 @@ def layer_words(placement: Mapping[str, str]) -> dict[str, str]:
     {'a': 'embed, h 0-1', 'b': 'h 2, head'}
     """
     parts = _parts(placement)
-    labels = Labels(part.naming for found in parts.values() for part in found)
+    labels = Labels(placement)
     return {device: _join(found, labels) for device, found in parts.items()}
 
 
 def clean(name: str) -> str:
-    """Without control characters and direction marks, which could rewrite what a terminal shows.
-
-    >>> clean("a\\x1b[2Jb")
-    'a�[2Jb'
-    """
+    """Without control characters and direction marks, which could rewrite what a terminal shows."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
 
 
@@ -68,22 +65,20 @@ class _Part:
 
 
 class Labels:
-    """Short names of module paths: the fewest last components that no other path shares.
+    """Short names of the modules of a plan: the fewest last components that no other module shares.
 
     A label never begins at a number, and keeps every number of its path: "layers.16.attn", not "attn".
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._sharing: dict[Path, set[Path]] = {}
-        for path in set(paths):
-            for start in range(len(path)):
-                self._sharing.setdefault(path[start:], set()).add(path)
+    def __init__(self, nodes: Iterable[str]) -> None:
+        modules = {path[:end] for path in set(map(path_of, nodes)) for end in range(len(path) + 1)}
+        self._sharing = Counter(module[start:] for module in modules for start in range(len(module)))
 
     def of(self, path: Path) -> str:
-        """The label of one of the paths; "" for the root."""
+        """The label of a module; "" for the root."""
         numbers = [i for i, component in enumerate(path) if component.isdecimal()]
         start = max(0, numbers[0] - 1 if numbers else len(path) - 1)
-        while start > 0 and len(self._sharing.get(path[start:], ())) > 1:
+        while start > 0 and self._sharing[path[start:]] > 1:
             start -= 1
         return clean(".".join(path[start:]))
 
@@ -110,13 +105,13 @@ def _parts(placement: Mapping[str, str]) -> dict[str, list[_Part]]:
 
 
 def _collect(branch: _Branch, path: Path, place: int | None, parts: dict[str, list[_Part]]) -> None:
-    numbered = [name for name in branch.children if name.isdecimal()]
+    numbered = {name: i for i, name in enumerate(filter(str.isdecimal, branch.children))}
     is_list = len(numbered) == len(branch.children) > 0 and not branch.own and place is None
     if len(branch.devices) == 1 and not is_list:
         parts[next(iter(branch.devices))].append(_Part(path, place=place))
         return
     for name, child in branch.children.items():
-        _collect(child, (*path, name), numbered.index(name) if name in numbered else None, parts)
+        _collect(child, (*path, name), numbered.get(name), parts)
     for device, count in branch.own.items():
         parts[device].append(_Part(path, own=count))
 

@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend
 from autosplit.sim.fallback import Kernel, run
 
 
-
 def install(library: torch.library.Library) -> None:
     """Register convolution, the fused recurrent cells and attention for the sim key."""
     library.impl("convolution_overrideable", _convolution, "PrivateUse1")

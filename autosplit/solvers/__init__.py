@@ -15,7 +15,7 @@ from autosplit.solvers.search import exhaust, improve
 __all__ = ["solve"]
 
 _FEW_PLACEMENTS = 1024
-_NODE_EVALUATIONS = 100_000
+_NODE_EVALUATIONS = 60_000
 _MOST_EVALUATIONS = 1000
 
 

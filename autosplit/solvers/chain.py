@@ -115,7 +115,7 @@ class Stages:
             inside = [ok & (size <= least) for ok, size in zip(inside, sizes, strict=True)]
         masked = [np.where(ok, _blocked(time), IMPOSSIBLE) for ok, time in zip(inside, times, strict=True)]
         if self.problem.objective == "throughput":
-            least = bottleneck(masked)
+            least = min(bottleneck(masked), IMPOSSIBLE - 1)
             masked = [np.where(time <= least, 0, IMPOSSIBLE) for time in masked]
         path = shortest(masked, fill)
         return None if path is None else [int(self.cuts[j]) for j in path]

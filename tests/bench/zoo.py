@@ -140,8 +140,9 @@ def train(model: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> torch.Tensor:
-    """One training step; its outputs die with it."""
-    loss = loss_of(model(**inputs))
+    """One training step; its outputs live as long as it does, as in a plan's prediction."""
+    outputs = model(**inputs)
+    loss = loss_of(outputs)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -17,7 +17,7 @@ from autosplit.units import format_bytes, format_ns, parse_bytes
         ("1.5 MiB", 3 * 2**19),
         ("512", 512),
         (" 7 B ", 7),
-        ("2tib", 2 * 2**40),
+        ("2TIB", 2 * 2**40),
     ],
 )
 def test_parse(text, expected):
