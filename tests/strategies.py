@@ -64,9 +64,12 @@ class RandomModel(nn.Module):
         values = [x]
         for n, (name, first, second) in enumerate(self.recipe):
             a, b = values[first % len(values)], values[second % len(values)]
-            layer = self.layers[f"{n}"] if f"{n}" in self.layers else None
-            values.append(_STEPS[name](self, layer, a, b))
+            values.append(_STEPS[name](self, _layer(self.layers, n), a, b))
         return {"last": values[-1], "some": (values[len(values) // 2], (values[-1] * self.scale).sum())}
+
+
+def _layer(layers, n):
+    return layers[f"{n}"] if f"{n}" in layers else None  # noqa: SIM401  # a ModuleDict has no get
 
 
 def _chunk(model, layer, a, b):

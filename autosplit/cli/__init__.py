@@ -144,7 +144,7 @@ def plan(
 
 
 @autosplit.command()
-@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @_json
 @_debug
 def show(file: str, as_json: bool) -> None:

@@ -130,7 +130,9 @@ def _attention(
     """
     aten = torch.ops.aten
     mask = _float_mask(attn_mask, query.dtype)
-    if _chooses_flash(query, key, value, mask, dropout_p, is_causal, enable_gqa):
+    q, k, v, form = (None if tensor is None else _form_on_cpu(tensor) for tensor in (query, key, value, mask))
+    choice = aten._fused_sdp_choice(q, k, v, form, dropout_p, is_causal, enable_gqa=enable_gqa)
+    if choice == SDPBackend.FLASH_ATTENTION.value:
         return aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
         )[0]
@@ -145,14 +147,6 @@ def _float_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return mask
     zero, minus_infinity = (torch.scalar_tensor(x, dtype=dtype, device=mask.device) for x in (0.0, float("-inf")))
     return torch.where(mask, zero, minus_infinity)
-
-
-def _chooses_flash(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool, gqa: bool
-) -> bool:
-    forms = [None if tensor is None else _form_on_cpu(tensor) for tensor in (query, key, value, mask)]
-    choice = torch._fused_sdp_choice(*forms, dropout_p, is_causal, enable_gqa=gqa)
-    return bool(choice == SDPBackend.FLASH_ATTENTION.value)
 
 
 def _form_on_cpu(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autosplit.estimate import Item, Judge
+from autosplit.estimate.judge import Item, Judge
 
 Ints = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from autosplit.device import HOST, Cluster
 from autosplit.errors import DeviceError
-from autosplit.estimate import Judge
+from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph
 from autosplit.placement import Objective
 

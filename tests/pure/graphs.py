@@ -1,4 +1,4 @@
-"""Random cost graphs and clusters: fan-out, skips, views, ties, saved tensors, groups, inputs, outputs, unequal devices."""
+"""Random cost graphs and clusters, with all that a graph may have: skips, views, ties, groups, unequal devices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Builder:
         rng = self.rng
         later = range(i + 1, self.count)
         readers = sorted(rng.sample(later, min(len(later), rng.choice((0, 1, 1, 1, 2, 3)))))
-        if rng.random() < 0.6 and len(later):  # a spine, so that graphs hang together
+        if rng.random() < 0.6 and later:  # a spine, so that graphs hang together
             readers = sorted({i + 1, *readers})
         near = [i, *readers]
         tensor = Tensor(

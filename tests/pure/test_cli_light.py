@@ -109,10 +109,10 @@ def test_a_file_that_is_no_plan(tmp_path, capsys, content):
 
 
 def test_a_missing_file_and_a_folder(tmp_path, capsys):
-    assert main(["show", str(tmp_path / "no.json")]) == 5
-    assert "No such file" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "no.json")]) == 2
+    assert "does not exist" in capsys.readouterr().err
     code, error, _ = run(capsys, "show", str(tmp_path))
-    assert (code, error["kind"]) == (5, "plan")
+    assert (code, error["kind"]) == (2, "usage")
 
 
 def test_a_plan_that_is_over_its_capacity(tmp_path, capsys):

@@ -1,0 +1,394 @@
+"""``autosplit plan`` for every form of model, input and device, its errors with their exit codes, and the demo."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import autosplit.api
+import autosplit.demo
+from autosplit.cli import main
+from autosplit.placement import Plan
+
+MODELS = """
+    import torch
+    from torch import nn
+
+    print("a line on stdout from the user's module")
+
+    class Net(nn.Module):
+        def __init__(self, width=256):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+
+        def forward(self, x, scale=1.0, *, mask=None):
+            return self.fc2(self.fc1(x).relu()) * scale
+
+    class AnyName(Net):
+        def forward(self, **inputs):
+            return super().forward(inputs["x"])
+
+    class Branching(Net):
+        def forward(self, x):
+            return self.fc1(x) if x.sum().item() > 0 else self.fc2(x)
+
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return x
+
+    class Broken(nn.Module):
+        def __init__(self):
+            raise KeyError("weights")
+
+    class Sized(Net):
+        def __init__(self, width):
+            super().__init__(width)
+
+    class Family:
+        small = Net
+
+    def build_net():
+        return Net()
+
+    def build_number():
+        return 7
+
+    def leave():
+        raise SystemExit(0)
+
+    ready = Net()
+    number = 7
+"""
+FITS, SPLITS, TOO_SMALL = "1x1GiB", "2x5MiB", "1x1MiB"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder that the user stands in, with one module of models."""
+    (tmp_path / "my_models.py").write_text(textwrap.dedent(MODELS))
+    (tmp_path / "my_broken.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "my_exit.py").write_text("raise SystemExit('not to be imported')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("my_models", "my_broken", "my_exit"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def plan_words(model="my_models:Net", inputs=("x=f32:64x256",), devices=FITS, more=()):
+    return ["plan", model, *(w for i in inputs for w in ("--input", i)), "--devices", devices, *more]
+
+
+def planned(capsys, *args, **kwargs):
+    """The plan that ``--json`` prints, the only thing on stdout."""
+    code = main([*plan_words(*args, **kwargs), "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return Plan.from_json(said.out)
+
+
+def refused(capsys, *args, **kwargs):
+    """Exit code and error of ``--json``, the only thing on stdout."""
+    code = main([*plan_words(*args, **kwargs), "--json"])
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert error["exit_code"] == code
+    assert said.err
+    return code, error
+
+
+# ---------------------------------------------------------------- what works
+
+
+@pytest.mark.parametrize("name", ["Net", "build_net", "ready", "Family.small"])
+def test_forms_of_a_model(capsys, name):
+    plan = planned(capsys, f"my_models:{name}")
+    assert (plan.strategy, plan.mode) == ("single", "infer")
+    assert set(plan.weights) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+
+
+def test_the_table_and_the_saved_plan(capsys, folder):
+    assert main(plan_words(devices="2x1GiB", more=["--out", "plan.json"])) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("REPLICATE  fits one device")
+    assert "a line on stdout" in said.err
+    assert "plan saved: autosplit show plan.json" in said.err
+    assert main(["show", "plan.json"]) == 0
+    assert capsys.readouterr().out == said.out
+    assert Plan.load(folder / "plan.json").strategy == "replicate"
+
+
+def test_a_split_of_a_training_step(capsys):
+    plan = planned(capsys, inputs=["x=f32:1024x256"], devices=SPLITS, more=["--for", "train", "--optimizer", "SGD"])
+    assert (plan.strategy, plan.mode) == ("split", "train")
+    assert set(plan.placement.values()) == {"gpu:0", "gpu:1"}
+    assert (
+        main(plan_words(inputs=["x=f32:1024x256"], devices=SPLITS, more=["--for", "train", "--optimizer", "sgd"])) == 0
+    )
+    assert capsys.readouterr().out.startswith("SPLIT  2 stages")
+
+
+def test_the_optimizer_counts(capsys):
+    def reserved(optimizer):
+        plan = planned(capsys, more=["--for", "train", "--optimizer", optimizer])
+        return plan.prediction.devices["gpu:0"].peak_bytes
+
+    assert reserved("adamw") >= reserved("sgd") + 2 * 2 * 256 * 256 * 4
+
+
+def test_objective_and_strategy(capsys):
+    plan = planned(capsys, devices="2x1GiB", more=["--strategy", "split", "--minimize", "memory"])
+    assert (plan.strategy, plan.objective) == ("split", "memory")
+    assert planned(capsys, devices="2x1GiB", more=["--strategy", "single"]).strategy == "single"
+
+
+def test_inputs_by_any_name_and_devices_from_a_file(capsys, folder):
+    (folder / "two.toml").write_text(
+        'devices = [{name = "a", kind = "x", memory_bytes = 1000000000}, {name = "b", kind = "x", memory_bytes = 9}]'
+    )
+    assert planned(capsys, "my_models:AnyName", devices="two.toml").cluster.names == ("a", "b")
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("my_models", "neither pkg.mod:callable nor hf:DIR"),
+        (":Net", "neither pkg.mod:callable nor hf:DIR"),
+        ("my_modles:Net", "no module 'my_modles'; looked in "),
+        ("my_models:Nett", "did you mean 'Net'?"),
+        ("my_models:Family.tiny", "has no 'tiny'"),
+        ("my_models:Sized", "needs width: name a function without arguments"),
+        ("my_models:number", "is a int: expected a Module class"),
+        ("my_models:build_number", "gives a int: expected a torch.nn.Module"),
+        ("my_models:Broken", "raised KeyError: 'weights' ("),
+        ("my_models:leave", "raised SystemExit: 0 ("),
+        ("my_models:Nothing", "Nothing has no parameters"),
+        ("my_broken:Net", "raised ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+        ("my_exit:Net", "raised SystemExit: not to be imported"),
+    ],
+)
+def test_models_that_are_refused(capsys, model, says):
+    code, error = refused(capsys, model)
+    assert (code, error["kind"]) == (2, "usage")
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (["X=f32:1x256"], "no argument 'X'; Net.forward takes x, scale, mask"),
+        (["x=f32:1x256", "maks=f32:1"], "no argument 'maks' (did you mean 'mask'?)"),
+        (["mask=f32:1"], "missing input x: Net.forward takes x, scale, mask; add --input x=TYPE:SIZES"),
+        ([], "missing input x"),
+    ],
+)
+def test_inputs_that_forward_does_not_take(capsys, inputs, says):
+    code, error = refused(capsys, inputs=inputs)
+    assert code == 2
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        ("0x24GiB", "zero devices"),
+        ("2x24Gb", "means bits"),
+        ("2x24QiB", "unit"),
+        ("warp:0", "unknown device 'warp:0'"),
+        ("no.toml", "no.toml"),
+        ("cuda:99", "cuda:99"),
+    ],
+)
+def test_devices_that_are_refused(capsys, devices, says):
+    code, error = refused(capsys, devices=devices)
+    assert (code, error["kind"]) == (2, "usage")
+    assert says in error["message"]
+
+
+def test_a_split_over_one_device(capsys):
+    code, error = refused(capsys, more=["--strategy", "split"])
+    assert code == 2
+    assert "needs two devices" in error["message"]
+
+
+def test_an_out_that_cannot_be_written(capsys):
+    code, error = refused(capsys, more=["--out", "no/such/folder/plan.json"])
+    assert code == 2
+    assert "cannot write" in error["message"]
+
+
+def test_does_not_fit(capsys):
+    code, error = refused(capsys, inputs=["x=f32:1024x256"], devices=TOO_SMALL)
+    assert (code, error["kind"]) == (3, "capacity")
+    assert error["has_bytes"] == {"gpu:0": 2**20}
+    assert error["short_bytes"]["gpu:0"] == error["needs_bytes"]["gpu:0"] - 2**20 > 0
+    assert main(plan_words(inputs=["x=f32:1024x256"], devices=TOO_SMALL)) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert str(error["short_bytes"]["gpu:0"]) in said.err
+
+
+def test_cannot_be_captured(capsys):
+    code, error = refused(capsys, "my_models:Branching")
+    assert (code, error["kind"]) == (4, "capture")
+    assert "my_models.py" in error["message"]
+
+
+def test_inputs_of_a_wrong_size(capsys):
+    code, _ = refused(capsys, inputs=["x=f32:1x7"])
+    assert code == 4
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "kind"),
+    [
+        (ZeroDivisionError("oops"), 1, "bug"),
+        (autosplit.PlanError("contradiction"), 1, "bug"),
+        (torch.OutOfMemoryError("full"), 6, "device-fault"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_goes_wrong_inside(capsys, monkeypatch, raised, code, kind):
+    def fail(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(autosplit.api, "plan", fail)
+    found, error = refused(capsys)
+    assert (found, error["kind"]) == (code, kind)
+    assert main(plan_words(more=["--debug"])) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- hf:DIR
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 128,
+    "intermediate_size": 128,
+    "torch_dtype": "float16",
+}
+LLAMA_7B = LLAMA | {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+}
+
+
+def write_config(folder, config):
+    (folder / "hub").mkdir(exist_ok=True)
+    (folder / "hub" / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+
+
+def test_a_folder_with_a_config(capsys, folder):
+    pytest.importorskip("transformers")
+    write_config(folder, LLAMA)
+    half = planned(capsys, "hf:hub", ["input_ids=i64:1x16"], more=["--strategy", "single"])
+    assert "model.layers.3.mlp.down_proj.weight" in half.weights
+    assert torch.get_default_dtype() == torch.float32
+    write_config(folder, LLAMA | {"torch_dtype": "float32"})
+    full = planned(capsys, "hf:hub", ["input_ids=i64:1x16"], more=["--strategy", "single"])
+    assert full.prediction.devices["gpu:0"].weight_bytes > 1.9 * half.prediction.devices["gpu:0"].weight_bytes
+
+
+def test_a_config_without_architectures_and_with_needless_code(capsys, folder):
+    pytest.importorskip("transformers")
+    config = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    write_config(folder, config | {"auto_map": {"AutoConfig": "evil.Config"}})
+    (folder / "hub" / "evil.py").write_text("raise SystemError('code of the folder was run')")
+    assert "layers.3.mlp.down_proj.weight" in planned(capsys, "hf:hub", ["input_ids=i64:1x16"]).weights
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list"),
+        (LLAMA | {"model_type": "lama"}, "did you mean 'llama'?"),
+        (LLAMA | {"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}}, "its code (auto_map) is not run"),
+        (LLAMA | {"architectures": ["Llama4Everything"]}, "'Llama4Everything' is not one"),
+        (LLAMA | {"architectures": ["__builtins__"]}, "'__builtins__' is not one"),
+        (LLAMA | {"architectures": ["LlamaConfig"]}, "'LlamaConfig' is not one"),
+        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, "cannot be planned yet"),
+        (LLAMA | {"hidden_size": "wide"}, "building the model of "),
+    ],
+)
+def test_configs_that_are_refused(capsys, folder, config, says):
+    pytest.importorskip("transformers")
+    write_config(folder, config)
+    code, error = refused(capsys, "hf:hub", ["input_ids=i64:1x16"])
+    assert (code, error["kind"]) == (2, "usage")
+    assert says in error["message"]
+
+
+def test_a_folder_without_a_config(capsys):
+    code, error = refused(capsys, "hf:gpt2", ["input_ids=i64:1x16"])
+    assert code == 2
+    assert "nothing is downloaded" in error["message"]
+
+
+def test_transformers_is_optional(capsys, folder, monkeypatch):
+    write_config(folder, LLAMA)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    code, error = refused(capsys, "hf:hub", ["input_ids=i64:1x16"])
+    assert code == 2
+    assert "pip install transformers" in error["message"]
+
+
+@pytest.mark.parametrize(("devices", "code"), [("2x16GiB", 0), ("2x8GiB", 0), ("1x8GiB", 3)])
+def test_a_7b_model_is_planned_in_a_minute_and_3_gb(folder, devices, code):
+    pytest.importorskip("transformers")
+    write_config(folder, LLAMA_7B)
+    words = plan_words("hf:hub", ["input_ids=i64:1x2048"], devices, ["--json"])
+    process = subprocess.Popen([sys.executable, "-m", "autosplit", *words], stdout=subprocess.PIPE)
+    document = json.loads(process.stdout.read())
+    _, status, used = os.wait4(process.pid, 0)
+    process.stdout.close()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds, peak_gb = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9
+    print(f"{devices}: {seconds:.1f} s of CPU time, {peak_gb:.2f} GB")
+    assert process.returncode == code, document
+    assert seconds < 60
+    assert peak_gb < 3
+    if code:
+        assert document["error"]["short_bytes"]["gpu:0"] > 13_000_000_000 - 8 * 2**30
+
+
+# ---------------------------------------------------------------- demo
+
+
+def test_demo(capsys):
+    assert main(["demo"]) == 0
+    said = capsys.readouterr().out
+    assert "On one device: GPT does not fit" in said
+    assert "\nSPLIT  " in said
+    assert said.endswith("\nidentical\n")
+
+
+def test_demo_sees_a_difference(capsys, monkeypatch):
+    def drifting(model, *args, **kwargs):
+        split = autosplit.api.partition(model, *args, **kwargs)
+        with torch.no_grad():
+            split.norm.bias += 1e-6
+        return split
+
+    monkeypatch.setattr(autosplit.demo, "STEPS", 2)
+    monkeypatch.setattr(autosplit.demo, "partition", drifting)
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().out
+    assert "not as unsplit, or not as planned: " in said
+    assert said.endswith("\nDIFFERENT\n")
