@@ -267,7 +267,7 @@ def _dynamo_settings() -> AbstractContextManager[Any]:
     logger = logging.Logger
     ignored = {getattr(logger, name) for name in _LOG_METHODS if hasattr(logger, name)}
     patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
-        allow_rnn=True, recompile_limit=_RECOMPILE_LIMIT, ignore_logging_functions=ignored
+        allow_rnn=True, specialize_float=True, recompile_limit=_RECOMPILE_LIMIT, ignore_logging_functions=ignored
     )
     return patch
 

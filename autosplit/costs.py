@@ -49,7 +49,8 @@ def build_graph(program: Program, devices: Iterable[Device], optimizer: Optimize
     groups = _group_names(program)
     nodes = [_node(program, node, kinds, groups.get(node)) for node in program.nodes]
     flows = _collect(program)
-    tensors = [_tensor(program, flow, optimizer) for flow in flows.values()]
+    useful = _useful(program)
+    tensors = [_tensor(program, flow, useful, optimizer) for flow in flows.values()]
     return CostGraph(nodes, tensors + _hidden(program), program.mode)
 
 
@@ -129,7 +130,20 @@ def _saves(program: Program, node: fx.Node, tensor: fx.Node) -> bool:
     return any(leaf.storage in program.facts[node].saved for leaf in program.facts[tensor].leaves)
 
 
-def _tensor(program: Program, flow: _Flow, optimizer: OptimizerCost | None) -> Tensor:
+def _useful(program: Program) -> set[fx.Node]:
+    """Nodes that an output depends on, by value or through a storage: gradients flow to these alone."""
+    group_of = {member: group for group in program.groups for member in group}
+    useful: set[fx.Node] = set()
+    pending = [program.output]
+    while pending:
+        node = pending.pop()
+        if node not in useful:
+            useful.add(node)
+            pending += [*node.all_input_nodes, *group_of.get(node, [])]
+    return useful
+
+
+def _tensor(program: Program, flow: _Flow, useful: set[fx.Node], optimizer: OptimizerCost | None) -> Tensor:
     arrives = flow.value.name == program.names[flow.value.node]
     source = program.inputs.get(flow.value.node) if arrives else None
     leaf = program.facts[flow.value.node].leaves[0]
@@ -143,7 +157,7 @@ def _tensor(program: Program, flow: _Flow, optimizer: OptimizerCost | None) -> T
         storage=f"storage-{leaf.storage}",
         storage_bytes=leaf.storage_bytes,
         saved_by=tuple(flow.saved_by),
-        requires_grad=leaf.requires_grad and not flow.value.name.endswith("!no_grad"),
+        requires_grad=leaf.requires_grad and flow.value.node in useful and not flow.value.name.endswith("!no_grad"),
         is_output=flow.is_output,
         state_bytes=round(leaf.size_bytes * optimizer.state_ratio) if trained and optimizer else 0,
         step_bytes=round(leaf.size_bytes * optimizer.step_ratio) if trained and optimizer else 0,

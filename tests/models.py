@@ -77,7 +77,8 @@ def _resnet(scale: int) -> tuple[nn.Module, Inputs]:
         num_labels=10,
     )  # fmt: skip
     model = ResNetForImageClassification(config)
-    return model, {"pixel_values": torch.randn(8, 3, 64, 64), "labels": torch.arange(8) % 10}
+    side = 32 * scale
+    return model, {"pixel_values": torch.randn(8, 3, side, side), "labels": torch.arange(8) % 10}
 
 
 class UNet(nn.Module):
@@ -112,7 +113,7 @@ def _block(inputs: int, outputs: int) -> nn.Module:
 
 
 def _unet(scale: int) -> tuple[nn.Module, Inputs]:
-    return UNet(16 * scale), {"x": torch.randn(4, 3, 64, 64)}
+    return UNet(16 * scale), {"x": torch.randn(4, 3, 32 * scale, 32 * scale)}
 
 
 class Tagger(nn.Module):

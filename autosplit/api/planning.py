@@ -311,7 +311,8 @@ def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
         why = "asked for" if problem.request.strategy == "split" else why
         return "split", f"{why}: {len(used)} of {count} devices used"
     fits = f"fits one device ({format_bytes(candidate.footprints[used[0]].reserved_bytes)} on {used[0]})"
-    if problem.request.strategy == "single" or (count == 1 and problem.request.strategy == "auto"):
+    alone = problem.request.strategy == "single" or problem.request.placement is not None
+    if alone or (count == 1 and problem.request.strategy == "auto"):
         return "single", fits
     return "replicate", (
         f"{fits}: one copy on each of {count} device(s) under torchrun --nproc-per-node={count}; "

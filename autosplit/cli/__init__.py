@@ -38,6 +38,7 @@ _KINDS: dict[type[BaseException], str] = {
     DeviceError: "device",
     click.ClickException: "usage",
     KeyboardInterrupt: "interrupted",
+    click.Abort: "interrupted",  # what click makes of it
 }
 _BUG, _USAGE, _DEVICE_FAULT, _INTERRUPTED = 1, 2, 6, 130
 _SPEAK_UP_AFTER_S = 1.0
@@ -280,6 +281,8 @@ def _message(error: BaseException) -> str:
         return error.format_message()
     if isinstance(error, AutosplitError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "stopped by the user"
     return f"{type(error).__name__}: {error}"
 
 

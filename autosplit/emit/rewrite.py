@@ -131,7 +131,7 @@ class _Rewriter:
         value = self.program.reads[reader].get(argument)
         if value is None or not self.program.facts[argument].is_tensor:
             return self.env[argument]
-        if value.producer is None and self.emitted.location[self.env[argument]] == name:
+        if value.name == self.program.names[argument] and self.emitted.location[self.env[argument]] == name:
             return self.env[argument]  # an input that is read where it arrives
         new = self.at_home(argument)
         src = self.emitted.location[new]

@@ -48,7 +48,8 @@ def read_values(
         if versions(node) != born[node]:
             suffix = "@" + ".".join(map(str, versions(node)))
             producer = next(writer[leaf.storage] for leaf in facts[node].leaves if leaf.storage in writer)
-        return Value(names[node] + suffix + grad, node, producer)
+        flows = any(leaf.requires_grad for leaf in facts[node].leaves)
+        return Value(names[node] + suffix + (grad if flows else ""), node, producer)
 
     for node in graph.nodes:
         reads[node] = {argument: value(argument) for argument in node.all_input_nodes if facts[argument].leaves}

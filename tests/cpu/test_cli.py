@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -377,6 +380,8 @@ def test_demo(capsys):
     assert "On one device: GPT does not fit" in said
     assert "\nSPLIT  " in said
     assert said.endswith("\nidentical\n")
+    printed = "\n".join(line.rstrip() for line in said.splitlines())
+    assert code_blocks("text")[0].strip() in printed, "README.md shows another plan than the demo prints"
 
 
 def test_demo_sees_a_difference(capsys, monkeypatch):
@@ -392,3 +397,40 @@ def test_demo_sees_a_difference(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "not as unsplit, or not as planned: " in said
     assert said.endswith("\nDIFFERENT\n")
+
+
+# ---------------------------------------------------------------- what the documents say
+
+ROOT = Path(__file__).parents[2]
+
+
+def code_blocks(language):
+    """The code blocks of README.md that are marked with this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", code_blocks("python"), ids=["first screen", "without data"])
+def test_python_in_the_readme_runs(capsys, block):
+    exec(compile(block, "README.md", "exec"), {})
+    assert re.match(r"does not fit one device|device +capacity", capsys.readouterr().out)
+
+
+def test_the_plan_command_in_the_readme(capsys):
+    words = next(line for line in code_blocks("sh")[1].splitlines() if "autosplit.demo:GPT" in line).split()
+    assert main(words[1:]) == 0
+    assert capsys.readouterr().out.startswith("SPLIT  2 stages")
+
+
+def test_the_tutorial(capsys):
+    runpy.run_path(str(ROOT / "examples" / "tutorial_two_devices.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    for line in ("transfers: 2", "outputs equal: True", "gradients equal: True", "still the user's class: True"):
+        assert f"{line}\n" in said
+
+
+def test_the_transformers_example(capsys):
+    pytest.importorskip("transformers")
+    runpy.run_path(str(ROOT / "examples" / "transformer_train.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.startswith("SPLIT  ")
+    assert "parameters equal after 5 steps: True\nstill tied: True\n" in said

@@ -3,94 +3,80 @@
 from __future__ import annotations
 
 import copy
-import random
 
 import pytest
 import torch
 from hypothesis import given
+from splitting import assert_equal, observe, split_at_random, sums_may_reorder
 from strategies import ROWS, WIDTH, Case, RandomModel, cases, random_case
 
 from autosplit import sim
-from autosplit.api.planning import Request, make_plan
-from autosplit.api.public import apply_captured
-from autosplit.capture import Frontend
-from autosplit.hardware import resolve
 from autosplit.placement import Plan
-from autosplit.runtime import unsplit_class
 
 CASES_IN_CI = 1000
 CASES_A_TEST = 50
 LONG_CASES = 100_000
 
 
-def run(model: torch.nn.Module, x: torch.Tensor, train: bool) -> dict[str, torch.Tensor]:
-    """Outputs, gradients and buffers of one call, on the host, by name."""
-    torch.manual_seed(7)
-    with torch.set_grad_enabled(train):
-        out = model(x)
-    seen = {"last": out["last"], "some": out["some"][0], "total": out["some"][1]}
-    if train and out["some"][1].requires_grad:
-        (out["some"][1] + out["some"][0].sum()).backward()
-    seen |= {f"grad {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-    seen |= {f"buffer {name}": b for name, b in model.named_buffers()}
-    return {name: value.detach().cpu().clone() for name, value in seen.items()}
-
-
-def sums_may_reorder(split: torch.nn.Module) -> bool:
-    """Whether a copy has several readers, and its original others: the gradients are then summed in another order."""
-    differentiable = {transfer.tensor for transfer in split.plan.transfers if transfer.returns_gradient}
-    for node in split.graph_module.graph.nodes:
-        copies = [user for user in node.users if user.name.startswith("to")]
-        shared = [c for c in copies if len(c.users) > 1 and c.meta["value_name"] in differentiable]
-        if shared and len(node.users) > 1:
-            return True
-    return False
-
-
-def split_at_random(model: torch.nn.Module, x: torch.Tensor, devices: list[str], case: Case) -> torch.nn.Module:
-    """Every node on a device of its own choice, but for groups, which follow their first node."""
-    frontend = Frontend(model, unsplit_class(model))
-    mode = "train" if case.train else "infer"
-    program = frontend.capture((x,), {}, mode)
-    rng = random.Random(case.seed)
-    wanted, device = {}, devices[0]
-    for node in program.nodes:
-        device = rng.choice([device, *devices])
-        wanted[program.names[node]] = device
-    request = Request(resolve(devices), mode, placement=wanted, optimizer="sgd")
-    return apply_captured(model, make_plan(model, frontend, (x,), {}, request), frontend)
-
-
 def check(case: Case) -> bool:
     """One random model on one random placement; returns whether its gradients had to be equal bit for bit."""
     torch.manual_seed(case.seed)
-    unsplit = RandomModel(case.recipe).train(case.train)
-    split = copy.deepcopy(unsplit)
+    model = RandomModel(case.recipe).train(case.train)
+    unsplit = copy.deepcopy(model)
     x = torch.randn(ROWS, WIDTH, dtype=torch.float64)
-    names = [*dict(split.named_parameters()), *dict(split.named_buffers()), *split.state_dict()]
-    identities = [id(p) for p in split.parameters()]
+    names = [*dict(model.named_parameters()), *dict(model.named_buffers()), *model.state_dict()]
+    identities = [id(p) for p in model.parameters()]
     with sim.cluster([2**26] * case.devices) as cluster:
-        split = split_at_random(split, x, [str(device) for device in cluster.devices], case)
-        reference = unsplit.to("sim:0")
-        want = run(reference, x.to("sim:0"), case.train)
+        x = x.to("sim:0")
+        split = split_at_random(model, (x,), {}, [str(device) for device in cluster.devices], case.seed)
+        unsplit.to("sim:0")
+        want = observe(unsplit, (x,), {})
         cluster.clear_transfers()
-        have = run(split, x.to("sim:0"), case.train)
+        have = observe(split, (x,), {})
         exact = not sums_may_reorder(split)
-        assert list(have) == list(want)
-        for name, expected in want.items():
-            if exact or not name.startswith("grad"):
-                assert torch.equal(have[name], expected), (name, case)
-            else:
-                torch.testing.assert_close(have[name], expected, rtol=1e-10, atol=1e-10)
+        assert_equal(want, have, exact, case)
         assert isinstance(split, RandomModel)
         assert [*dict(split.named_parameters()), *dict(split.named_buffers()), *split.state_dict()] == names
         assert [id(p) for p in split.parameters()] == identities
-        assert_transfers_are_the_planned_ones(split.plan, cluster.transfers, case)
+        both = moved(cluster.transfers)
+        cluster.clear_transfers()
+        with torch.set_grad_enabled(case.train):
+            out = split(x)
+        forward = moved(cluster.transfers)
+        assert forward == planned(split.plan, gradients=False)
+        assert_at_most(both, planned(split.plan, gradients=True))
+        del out
+        for device in cluster.devices:
+            predicted = split.plan.prediction.devices[str(device)]
+            assert predicted.weight_bytes <= predicted.peak_bytes <= predicted.reserved_bytes
     return exact
 
 
-def assert_transfers_are_the_planned_ones(plan: Plan, log: list[sim.Transfer], case: Case) -> None:
-    """Bytes moved between devices by the forward are what the plan claims; io_device is sim:0 here."""
+def moved(log: list[sim.Transfer]) -> dict[tuple[str, str], int]:
+    """Bytes by (source, destination) that were copied between virtual devices."""
+    total: dict[tuple[str, str], int] = {}
+    for transfer in log:
+        if "cpu" not in (transfer.src, transfer.dst):
+            total[transfer.src, transfer.dst] = total.get((transfer.src, transfer.dst), 0) + transfer.size_bytes
+    return total
+
+
+def planned(plan: Plan, gradients: bool) -> dict[tuple[str, str], int]:
+    """The same from the plan."""
+    total: dict[tuple[str, str], int] = {}
+    for transfer in plan.transfers:
+        ways = [(transfer.src, transfer.dst)]
+        if gradients and plan.mode == "train" and transfer.returns_gradient:
+            ways.append((transfer.dst, transfer.src))
+        for way in ways:
+            total[way] = total.get(way, 0) + transfer.size_bytes
+    return total
+
+
+def assert_at_most(have: dict[tuple[str, str], int], most: dict[tuple[str, str], int]) -> None:
+    """A gradient may turn out not to be needed; it is never sent without having been planned."""
+    for way, size in have.items():
+        assert size <= most.get(way, 0), way
 
 
 @given(cases())
@@ -101,7 +87,7 @@ def test_random_models_found_by_hypothesis(case: Case) -> None:
 @pytest.mark.parametrize("first", range(0, CASES_IN_CI, CASES_A_TEST))
 def test_seeded_random_models(first: int) -> None:
     exact = sum(check(random_case(seed)) for seed in range(first, first + CASES_A_TEST))
-    assert exact > CASES_A_TEST // 3  # most are compared bit for bit, gradients included
+    assert exact > CASES_A_TEST // 2  # most are compared bit for bit, gradients included
 
 
 @pytest.mark.long

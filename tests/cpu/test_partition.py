@@ -1,0 +1,239 @@
+"""The result still is the user's model: class, names, identity, modes, later shapes, hooks, copies."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import autosplit
+from autosplit import sim
+
+
+class Net(nn.Module):
+    """A small network with everything that has to survive a split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.GELU()) for _ in range(3))
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scale", torch.full((16,), 0.5), persistent=False)
+        self.register_buffer("memory", torch.zeros(16))
+
+    def forward(
+        self, ids: torch.Tensor, *, shift: float = 0.0, extra: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        x = self.embed(ids).mean(1) * self.scale
+        for block in self.blocks:
+            x = x + block(x)
+        if extra is not None:
+            x = x + extra
+        if self.training:
+            self.steps.add_(1)
+            self.memory = 0.9 * self.memory + 0.1 * x.detach().mean(0)
+        return {"logits": self.head(self.drop(x)) + shift, "hidden": x}
+
+    def custom(self) -> str:
+        return "kept"
+
+
+PLACEMENT = {"embed": "sim:0", "blocks.0": "sim:1", "blocks.1": "sim:2", "blocks.2": "sim:1", "head": "sim:2"}
+IDS = torch.arange(24).reshape(4, 6) % 32
+
+
+@pytest.fixture
+def cluster():
+    with sim.cluster("3x64MiB") as opened:
+        yield opened
+
+
+def run(model: nn.Module, ids: torch.Tensor, **kwargs) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    out = model(ids, **kwargs)
+    seen = dict(out)
+    if model.training:
+        model.zero_grad()
+        F.cross_entropy(out["logits"], ids[:, 0].to(out["logits"].device)).backward()
+        seen |= {f"grad {name}": p.grad for name, p in model.named_parameters()}
+    seen |= dict(model.named_buffers())
+    return {name: value.detach().cpu().clone() for name, value in seen.items()}
+
+
+def assert_same(want: dict[str, torch.Tensor], have: dict[str, torch.Tensor]) -> None:
+    assert list(have) == list(want)
+    for name, value in want.items():
+        assert torch.equal(have[name], value), name
+
+
+def pair(**options) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    model = Net()
+    unsplit = copy.deepcopy(model).to("sim:0")
+    return unsplit, autosplit.partition(model, ["sim:0", "sim:1", "sim:2"], **options)
+
+
+def split_pair() -> tuple[nn.Module, nn.Module]:
+    return pair(args=(IDS.to("sim:0"),), placement=PLACEMENT)
+
+
+def test_it_is_the_same_object_of_a_subclass(cluster) -> None:
+    model = Net()
+    wanted = dict(model.named_parameters())
+    names = list(model.state_dict())
+    split = autosplit.partition(model, cluster.devices, (IDS.to("sim:0"),), placement=PLACEMENT)
+    assert split is model
+    assert isinstance(split, Net)
+    assert type(split).__name__ == "SplitNet"
+    assert split.custom() == "kept"
+    assert inspect.signature(split.forward) == inspect.signature(Net().forward)
+    assert list(split.state_dict()) == names
+    assert all(split.get_parameter(name) is parameter for name, parameter in wanted.items())
+    assert split.head.weight is split.embed.weight
+    assert {str(p.device) for p in split.parameters()} == {"sim:0", "sim:1", "sim:2"}
+    assert split.plan.strategy == "split"
+
+
+def test_training_and_inference_are_equal_and_modes_switch(cluster) -> None:
+    unsplit, split = split_pair()
+    ids = IDS.to("sim:0")
+    for training in (True, False, True):
+        unsplit.train(training)
+        split.train(training)
+        assert_same(run(unsplit, ids), run(split, ids))
+    assert split.steps == 2
+
+
+def test_other_batches_lengths_and_arguments_need_no_new_plan(cluster) -> None:
+    unsplit, split = split_pair()
+    plan = split.plan
+    for batch, length, shift in ((4, 6, 0.0), (2, 6, 0.0), (5, 9, 0.0), (7, 3, 1.5)):
+        ids = (torch.arange(batch * length).reshape(batch, length) % 32).to("sim:0")
+        assert_same(run(unsplit, ids, shift=shift), run(split, ids, shift=shift))
+    extra = torch.ones(16, device="sim:0")
+    assert_same(run(unsplit, ids, extra=extra), run(split, ids, extra=extra))
+    assert split.plan is plan
+
+
+def test_outputs_return_where_the_inputs_were(cluster) -> None:
+    _, split = split_pair()
+    for device in ("sim:0", "sim:1", "cpu"):
+        assert str(split(IDS.to(device))["logits"].device) == device
+
+
+def test_without_inputs_it_is_planned_at_the_first_call(cluster) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    unsplit = copy.deepcopy(model).to("sim:0")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)  # made before anything is placed
+    split = autosplit.partition(model, cluster.devices, placement=PLACEMENT)
+    with pytest.raises(autosplit.PlanError, match="not planned yet: call the model once, or pass args"):
+        _ = split.plan
+    assert all(p.device.type == "cpu" for p in split.parameters())
+    reference = torch.optim.AdamW(unsplit.parameters(), lr=0.1)
+    ids = IDS.to("sim:0")
+    for _ in range(3):
+        assert_same(run(unsplit, ids), run(split, ids))
+        reference.step()
+        optimizer.step()
+    assert len({str(p.device) for p in split.parameters()}) == 3
+
+
+def test_hooks_run_once_also_at_the_first_call(cluster) -> None:
+    model, calls = Net(), []
+    model.register_forward_pre_hook(lambda module, args: calls.append("root"))
+    split = autosplit.partition(model, cluster.devices, placement=PLACEMENT)
+    split(IDS.to("sim:0"))
+    split(IDS.to("sim:0"))
+    assert calls == ["root", "root"]
+
+
+def test_a_fit_runs_on_one_device_and_says_how_to_use_all(cluster) -> None:
+    unsplit, split = pair(args=(IDS.to("sim:0"),))
+    assert split.plan.strategy == "replicate"
+    assert "torchrun --nproc-per-node=3" in split.plan.reason
+    assert {str(p.device) for p in split.parameters()} == {"sim:0"}
+    assert_same(run(unsplit, IDS.to("sim:0")), run(split, IDS.to("sim:0")))
+
+
+def test_a_deepcopy_is_split_by_the_same_plan(cluster) -> None:
+    unsplit, split = split_pair()
+    other = copy.deepcopy(split)
+    assert_same(run(unsplit, IDS.to("sim:0")), run(other, IDS.to("sim:0")))
+    assert all(a is not b for a, b in zip(split.parameters(), other.parameters(), strict=True))
+
+
+def test_a_split_model_can_be_partitioned_again(cluster) -> None:
+    unsplit, split = split_pair()
+    again = autosplit.partition(split, cluster.devices, (IDS.to("sim:0"),), placement={**PLACEMENT, "embed": "sim:1"})
+    assert type(again).__mro__[1] is Net
+    assert str(again.embed.weight.device) == "sim:1"
+    assert_same(run(unsplit, IDS.to("sim:0")), run(again, IDS.to("sim:0")))
+
+
+def test_a_plan_goes_through_a_file(cluster, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    unsplit = copy.deepcopy(model).to("sim:0")
+    plan = autosplit.plan(model, cluster.devices, (IDS.to("sim:0"),), placement=PLACEMENT)
+    assert all(p.device.type == "cpu" for p in model.parameters())
+    plan.save(tmp_path / "plan.json")
+    loaded = autosplit.Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    assert_same(run(unsplit, IDS.to("sim:0")), run(autosplit.apply(model, loaded), IDS.to("sim:0")))
+
+
+def test_state_dict_loads_into_the_unsplit_model_and_back(cluster) -> None:
+    unsplit, split = split_pair()
+    fresh = Net().to("sim:0")
+    fresh.load_state_dict(split.state_dict())
+    split.load_state_dict(fresh.state_dict())
+    assert_same(run(unsplit, IDS.to("sim:0")), run(split, IDS.to("sim:0")))
+
+
+def test_verify_passes_and_fails(cluster) -> None:
+    unsplit, split = split_pair()
+    before = {name: p.grad for name, p in split.named_parameters()}
+    steps = split.steps.item()
+    autosplit.verify(unsplit, split, (IDS,))
+    assert split.steps.item() == steps
+    assert {name: p.grad for name, p in split.named_parameters()} == before
+    with torch.no_grad():
+        split.blocks[1][0].weight[0, 0] += 1e-3
+    with pytest.raises(autosplit.VerifyError, match=r"output\['logits'\]: the split model differs by up to"):
+        autosplit.verify(unsplit, split, (IDS,))
+    autosplit.partition(Net(), cluster.devices, (IDS,), placement=PLACEMENT, verify=True)
+
+
+def test_tied_weights_stay_tied_and_equal_after_training(cluster) -> None:
+    unsplit, split = split_pair()
+    for model in (unsplit, split):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(5):
+            run(model, IDS.to("sim:0"))
+            optimizer.step()
+    assert split.head.weight is split.embed.weight
+    for want, have in zip(unsplit.parameters(), split.parameters(), strict=True):
+        assert torch.equal(want.cpu(), have.cpu())
+
+
+def test_strategy_split_splits_what_would_fit(cluster) -> None:
+    unsplit, split = pair(args=(IDS.to("sim:0"),), strategy="split")
+    assert split.plan.strategy == "split"
+    assert len(set(split.plan.placement.values())) > 1
+    want, have = run(unsplit, IDS.to("sim:0")), run(split, IDS.to("sim:0"))
+    assert torch.equal(want["logits"], have["logits"])
+
+
+def test_more_than_a_handful_of_models_of_one_class(cluster) -> None:
+    # Dynamo limits recompiles by code object: each split has its own, or the ninth would fail.
+    for _ in range(12):
+        split = autosplit.partition(Net(), cluster.devices, (IDS.to("sim:0"),), placement=PLACEMENT)
+        split(IDS.to("sim:0"))

@@ -1,0 +1,79 @@
+"""Random placements and exact comparison, shared by the tests of whole models."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from autosplit.api.planning import Request, make_plan
+from autosplit.api.public import apply_captured
+from autosplit.capture import Frontend
+from autosplit.hardware import resolve
+from autosplit.predict import training_loss
+from autosplit.runtime import unsplit_class
+
+
+def split_at_random(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], devices: list[str], seed: int
+) -> nn.Module:
+    """Every node on a device of its own choice, often that of the node before it; groups follow their first node."""
+    frontend = Frontend(model, unsplit_class(model))
+    mode = "train" if model.training else "infer"
+    program = frontend.capture(args, kwargs, mode)
+    rng = random.Random(seed)
+    wanted, device = {}, devices[0]
+    for node in program.nodes:
+        device = rng.choice([device, *devices])
+        wanted[program.names[node]] = device
+    request = Request(resolve(devices), mode, placement=wanted, optimizer="sgd")
+    return apply_captured(model, make_plan(model, frontend, args, kwargs, request), frontend)
+
+
+def sums_may_reorder(split: nn.Module) -> bool:
+    """Whether a copy has several readers, and its original others: the gradients are then summed in another order."""
+    differentiable = {transfer.tensor for transfer in split.plan.transfers if transfer.returns_gradient}
+    for node in split.graph_module.graph.nodes:
+        copies = [user for user in node.users if user.name.startswith("to")]
+        shared = [c for c in copies if len(c.users) > 1 and c.meta["value_name"] in differentiable]
+        if shared and len(node.users) > 1:
+            return True
+    return False
+
+
+def observe(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int = 7) -> dict[str, torch.Tensor]:
+    """Outputs, gradients (in training), buffers and inputs after one call, on the host, by name."""
+    args, kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
+    torch.manual_seed(seed)
+    with torch.set_grad_enabled(model.training):
+        out = model(*args, **kwargs)
+    seen = {f"out {i}": leaf for i, leaf in enumerate(pytree.tree_leaves(out)) if isinstance(leaf, torch.Tensor)}
+    loss = training_loss(out) if model.training else None
+    if loss is not None:
+        loss.backward()
+    seen |= {f"grad {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    seen |= {f"buffer {name}": buffer for name, buffer in model.named_buffers()}
+    seen |= {
+        f"in {i}": leaf for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))) if isinstance(leaf, torch.Tensor)
+    }
+    return {name: value.detach().cpu().clone() for name, value in seen.items()}
+
+
+def assert_equal(want: Mapping[str, torch.Tensor], have: Mapping[str, torch.Tensor], exact: bool, what: object) -> None:
+    """Bit for bit; gradients only closely where their sums are taken in another order."""
+    assert list(have) == list(want), what
+    for name, expected in want.items():
+        if exact or not name.startswith("grad"):
+            assert torch.equal(have[name], expected), (name, what)
+        else:
+            torch.testing.assert_close(have[name], expected, rtol=1e-10, atol=1e-10)
+
+
+def to(tree: Any, device: str) -> Any:
+    """The nested value with its tensors on a device."""
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), tree)
