@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from autosplit.errors import DeviceError
+from autosplit.errors import AutosplitError, DeviceError
 from autosplit.units import parse_bytes
 
 HOST = "host"
@@ -117,5 +117,8 @@ def parse_cluster(spec: str) -> Cluster:
             raise DeviceError(f"device spec {spec!r}: {item!r} asks for zero devices; ask for at least one")
         if int(count or 1) > 4096:
             raise DeviceError(f"device spec {spec!r}: {count} devices; the limit is 4096")
-        memories += [(size.strip(), parse_bytes(size))] * int(count or 1)
+        try:
+            memories += [(size.strip(), parse_bytes(size))] * int(count or 1)
+        except AutosplitError as error:
+            raise DeviceError(f"device spec {spec!r}: {error}") from error
     return described(memories)

@@ -49,7 +49,7 @@ def torch_devices(cluster: Cluster) -> dict[str, torch.device]:
     Raises:
         DeviceError: a device is only described: it can be planned for, but nothing can run on it.
     """
-    found = {HOST: torch.device("cpu")}
+    found: dict[str, torch.device] = {}
     for name in cluster.names:
         try:
             found[name] = torch.device(name)
@@ -58,7 +58,7 @@ def torch_devices(cluster: Cluster) -> dict[str, torch.device]:
                 f"device {name!r} is described, not present: a plan can be made for it, but nothing can run on it; "
                 f"apply the plan where its devices are (here: {', '.join(_present()) or 'only cpu'})"
             ) from error
-    return found
+    return found | {HOST: torch.device("cpu")}
 
 
 def _from_text(text: str) -> Cluster:

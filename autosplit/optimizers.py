@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,9 @@ def optimizer_factory(optimizer: OptimizerLike, *, foreach: bool) -> OptimizerFa
         made, options = _BY_NAME[optimizer.lower()]
         return lambda parameters: made(parameters, foreach=foreach, **options)  # type: ignore[call-arg]  # all three take it
     if isinstance(optimizer, torch.optim.Optimizer):
-        kind, defaults = type(optimizer), dict(optimizer.defaults)
+        kind = type(optimizer)
+        accepted = inspect.signature(kind).parameters
+        defaults = {name: value for name, value in optimizer.defaults.items() if name in accepted}
         if "foreach" in defaults and defaults["foreach"] is None and not defaults.get("fused"):
             defaults["foreach"] = foreach
         return lambda parameters: kind(parameters, **defaults)

@@ -122,7 +122,7 @@ def _train(
         outputs = run(*values)
         loss = training_loss(outputs)
         if loss is not None:
-            loss.backward()
+            torch.autograd.backward(loss)  # not loss.backward(): that leaves the accelerator forms off meanwhile
         for optimizer in optimizers:
             optimizer.step()
         del outputs, loss  # the caller drops a step's results before the next step

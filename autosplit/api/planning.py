@@ -38,8 +38,9 @@ from autosplit.units import format_bytes
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
 
-_ATTEMPTS = 4
-_MARGIN = 0.99  # of what would just fit: what the next solve aims at
+_ATTEMPTS = 8
+_STEP = 0.5  # of the relative excess: fragmentation does not shrink in proportion, so go there by halves
+_EASE = 1.04  # when every device was tightened and the solver refuses
 _LOOSE = 1.25  # of each capacity
 
 
@@ -226,7 +227,10 @@ def _solve_until_it_fits(problem: Problem) -> Candidate:
                 candidate = problem.evaluate(_solve(problem, objective, limits))
             except CapacityError as error:
                 refused = refused or error
-                break
+                if not over:
+                    break
+                limits = {name: int(limit * _EASE) for name, limit in limits.items()}
+                continue
             if not _over(problem, candidate):
                 return candidate
             over.append(candidate)
@@ -257,8 +261,8 @@ def _tightened(problem: Problem, candidate: Candidate, limits: Mapping[str, int]
     estimated = estimate.peak_bytes(problem.graph, placement, problem.cluster, io_device=problem.io_device)
     tighter = dict(limits)
     for name in _over(problem, candidate):
-        share = has[name] / candidate.footprints[name].reserved_bytes
-        tighter[name] = int(min(limits[name], estimated[name]) * share * _MARGIN)
+        excess = 1 - has[name] / candidate.footprints[name].reserved_bytes
+        tighter[name] = int(min(limits[name], estimated[name]) * (1 - _STEP * excess)) - 1
     return tighter
 
 

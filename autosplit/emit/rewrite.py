@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from autosplit.emit.assign import Assignment
-from autosplit.program import Program, Value, is_control, is_move, operator_name
+from autosplit.program import AcceleratorForms, Program, Value, is_control, is_move, operator_name
 
 _FACTORY_NAMES = (
     "arange bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window kaiser_window "
@@ -79,8 +79,8 @@ class _Rewriter:
             else:
                 self.env[node] = new = self.emit(number, node)
                 new.meta["value_name"] = self.program.names[node]
-        self.graph.lint()
         self.emitted.graph_module = fx.GraphModule(self.root, self.graph, class_name="Split")
+        self.graph.lint()
         return self.emitted
 
     def emit(self, number: int, node: fx.Node) -> fx.Node:
@@ -118,10 +118,10 @@ class _Rewriter:
             reader = next((user for user in node.users if user in self.assigned), None)
             held = _relocate_inner(held, self.devices[self.assigned[reader]]) if reader is not None else held
             self.root.add_module(name, held)
-            return self.graph.get_attr(name)
+            return self.graph.create_node("get_attr", name)
         home = self.assigned.get(node, self.io_device)
         self.root.register_buffer(name, held.to(self.devices[home]) if not _is_fake(held) else held)
-        return self.at(self.graph.get_attr(name), home)
+        return self.at(self.graph.create_node("get_attr", name), home)
 
     def localise(self, reader: fx.Node, arguments: Any, name: str) -> Any:
         """The arguments with every tensor as the reader on device ``name`` sees it: itself, or its copy there."""
@@ -189,11 +189,17 @@ def _relocate(
     args, kwargs = pytree.tree_map_only(torch.device, lambda _: device, (args, kwargs))
     if node.op == "call_function" and target in _FACTORIES and kwargs.get("device") is None:
         kwargs["device"] = device
-    return target, args, kwargs
+    return _literal if target is torch.tensor else target, args, kwargs
+
+
+def _literal(data: Any, *, device: torch.device, **kwargs: Any) -> torch.Tensor:
+    """torch.tensor on a device, which fake tensors get wrong for a CPU with an index."""
+    made = torch.tensor(data, **kwargs)
+    return torch.empty(made.shape, dtype=made.dtype, device=device).copy_(made)
 
 
 def _checkpoint(function: Any, *args: Any) -> Any:
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True)
+    return checkpoint(AcceleratorForms.kept(function), *args, use_reentrant=False, preserve_rng_state=True)
 
 
 def _relocate_inner(graph_module: fx.GraphModule, device: torch.device) -> fx.GraphModule:

@@ -10,13 +10,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 
 class AcceleratorForms(TorchFunctionMode):
     """Inside, dropout is the fused operator, also within attention."""
+
+    @staticmethod
+    def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` that runs under the forms wherever it is called, if they are on now.
+
+        Autograd calls back, to recompute a checkpoint, where no mode is on.
+        """
+        if not any(isinstance(mode, AcceleratorForms) for mode in _get_current_function_mode_stack()):
+            return function
+
+        def call(*args: Any) -> Any:
+            with AcceleratorForms():
+                return function(*args)
+
+        return call
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,10 +50,8 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, True)[0]
 
 
-def _dropout_of(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *_: Any, **__: Any
-) -> float:
-    return dropout_p
+def _dropout_of(*args: Any, dropout_p: float = 0.0, **_: Any) -> float:
+    return args[4] if len(args) > 4 else dropout_p
 
 
 def _attention(
