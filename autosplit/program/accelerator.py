@@ -12,7 +12,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+UNROLLED: dict[Any, Any] = {torch.lstm: torch.ops.aten.lstm.input, torch.gru: torch.ops.aten.gru.input}
+"""Recurrent layers that are run time step by time step, by operators that every device has."""
+
+
+def unrolled(operator: Any, *args: Any) -> Any:
+    """A recurrent layer by torch's own decomposition; the CPU's fused kernel takes scratch that none can predict."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # what torch.backends.mkldnn.flags does, without its warning about TF32
+    try:
+        return decomposition_table[operator](*args)
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 class AcceleratorForms(TorchFunctionMode):
@@ -39,6 +53,11 @@ class AcceleratorForms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.dropout:
             return _dropout(*args, **kwargs)
+        if func is torch.dropout:
+            return _dropout(*args, **kwargs)
+        if func in UNROLLED:
+            with self:  # dropout between the layers
+                return unrolled(UNROLLED[func], *args)
         if func is F.scaled_dot_product_attention and _dropout_of(*args, **kwargs) > 0:
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
@@ -54,7 +73,7 @@ def _dropout_of(*args: Any, dropout_p: float = 0.0, **_: Any) -> float:
     return args[4] if len(args) > 4 else dropout_p
 
 
-def _attention(
+def _attention(  # noqa: PLR0917  # torch's own signature
     query: Tensor,
     key: Tensor,
     value: Tensor,

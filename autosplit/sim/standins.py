@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from autosplit.program.accelerator import UNROLLED, unrolled
 from autosplit.sim.fallback import Kernel, run
 
 
@@ -26,10 +28,24 @@ def install(library: torch.library.Library) -> None:
         library.impl(name, _cell_kernel(Kernel(f"aten::{name}", function)), "PrivateUse1")
     for key in ("AutogradPrivateUse1", "PrivateUse1"):
         library.impl("scaled_dot_product_attention", _attention, key)
+        for operator in UNROLLED.values():
+            library.impl(operator.name(), partial(unrolled, operator), key)
+    library.impl("histc", _histogram, "PrivateUse1")
 
 
 def _cell_kernel(kernel: Kernel) -> Callable[..., Any]:
     return lambda *args, **kwargs: run(kernel, args, kwargs)
+
+
+_histc = torch.ops.aten.histc.default
+_histc_kernel = Kernel(_histc.name(), _histc, _histc._schema)
+
+
+def _histogram(x: Tensor, bins: int = 100, minimum: float = 0, maximum: float = 0) -> Any:
+    """Integers too, which CUDA's kernel counts and the CPU's does not."""
+    if x.is_floating_point():
+        return run(_histc_kernel, (x, bins, minimum, maximum), {})
+    return run(_histc_kernel, (x.double(), bins, minimum, maximum), {}).to(x.dtype)
 
 
 _conv = torch.ops.aten.convolution.default
