@@ -98,7 +98,7 @@ def _collect(program: Program) -> dict[str, _Flow]:
             elif node is program.output and (value.producer or program.sources[value.node]):
                 flows.setdefault(value.name, _Flow(value, _home(program, flows, value))).is_output = True
         if node in placed and program.facts[node].is_tensor:
-            value = Value(program.names[node], node, node)
+            value = Value(program.names[node], node, node, program.facts[node].leaves[0].requires_grad)
             flow = flows.setdefault(value.name, _Flow(value, program.names[node]))
             if _saves(program, node, node):
                 flow.saved_by.append(program.names[node])
@@ -121,7 +121,7 @@ def _home(program: Program, flows: dict[str, _Flow], value: Value) -> str:
     first = program.sources[value.node]
     if first is None:
         raise AssertionError(f"{value.name} is read, but its source has no reader")  # sources are computed from reads
-    arrival = Value(program.names[value.node], value.node, None)
+    arrival = Value(program.names[value.node], value.node, None, program.facts[value.node].leaves[0].requires_grad)
     flows.setdefault(arrival.name, _Flow(arrival, program.names[first]))
     return program.names[first]
 
@@ -157,7 +157,7 @@ def _tensor(program: Program, flow: _Flow, useful: set[fx.Node], optimizer: Opti
         storage=f"storage-{leaf.storage}",
         storage_bytes=leaf.storage_bytes,
         saved_by=tuple(flow.saved_by),
-        requires_grad=leaf.requires_grad and flow.value.node in useful and not flow.value.name.endswith("!no_grad"),
+        requires_grad=flow.value.requires_grad and flow.value.node in useful,
         is_output=flow.is_output,
         state_bytes=round(leaf.size_bytes * optimizer.state_ratio) if trained and optimizer else 0,
         step_bytes=round(leaf.size_bytes * optimizer.step_ratio) if trained and optimizer else 0,

@@ -257,12 +257,16 @@ def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
 
 
 def _tightened(problem: Problem, candidate: Candidate, limits: Mapping[str, int]) -> dict[str, int]:
-    has, placement = problem.has_bytes(), candidate.placement.devices
+    """Lower limits for the devices that were over, and for their equals, which the same stage could go to."""
+    placement, kinds = candidate.placement.devices, {d.name: (d.kind, d.memory_bytes) for d in problem.cluster.devices}
     estimated = estimate.peak_bytes(problem.graph, placement, problem.cluster, io_device=problem.io_device)
-    tighter = dict(limits)
+    has, tighter = problem.has_bytes(), dict(limits)
     for name in _over(problem, candidate):
         excess = 1 - has[name] / candidate.footprints[name].reserved_bytes
-        tighter[name] = int(min(limits[name], estimated[name]) * (1 - _STEP * excess)) - 1
+        limit = int(min(limits[name], estimated[name]) * (1 - _STEP * excess)) - 1
+        for equal in tighter:
+            if kinds[equal] == kinds[name]:
+                tighter[equal] = min(tighter[equal], limit)
     return tighter
 
 

@@ -81,9 +81,10 @@ class _Analysis(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.effects.clear()
         self.saved = {}
+        differentiable = [a for a in n.all_input_nodes if any(t.requires_grad for t in tensor_leaves(self.env[a]))]
         with self.effects, torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved):
             result = super().run_node(n)
-        self.facts[n] = self._facts(result)
+        self.facts[n] = self._facts(result, frozenset(differentiable))
         return result
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,7 @@ class _Analysis(fx.Interpreter):
         self.effects.alive.append(tensor)
         return tensor
 
-    def _facts(self, result: Any) -> Facts:
+    def _facts(self, result: Any, differentiable: frozenset[fx.Node]) -> Facts:
         effects = self.effects
         tensors = tensor_leaves(result)
         returned = {_storage(t) for t in tensors}
@@ -100,6 +101,7 @@ class _Analysis(fx.Interpreter):
         return Facts(
             leaves=tuple(self._leaf(t) for t in tensors),
             is_tensor=isinstance(result, torch.Tensor),
+            differentiable=differentiable,
             writes=frozenset(map(self._id, effects.written)),
             saved=frozenset(map(self._id, self.saved)),
             hidden={self._id(s): size for s, size in hidden.items()},

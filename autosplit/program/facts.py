@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 InputKind = Literal["parameter", "buffer", "input", "constant", "size"]
@@ -67,6 +68,7 @@ class Facts:
     Attributes:
         leaves: the tensors it returns.
         is_tensor: the result is one tensor, not a container of tensors.
+        differentiable: the arguments that carry a gradient when it reads them; a write may have made them so.
         writes: storages it writes in place.
         saved: storages its backward needs.
         hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
@@ -76,6 +78,7 @@ class Facts:
 
     leaves: tuple[Leaf, ...] = ()
     is_tensor: bool = False
+    differentiable: frozenset[fx.Node] = frozenset()
     writes: frozenset[int] = frozenset()
     saved: frozenset[int] = frozenset()
     hidden: dict[int, int] = field(default_factory=dict)

@@ -22,11 +22,13 @@ class Value:
         name: the node's name, with the version of its storages and the grad mode where they matter.
         node: the graph node that the tensor is read from.
         producer: the node that computed or last wrote it; None for an input, weight or constant never written.
+        requires_grad: it carries a gradient where it is read.
     """
 
     name: str
     node: fx.Node
     producer: fx.Node | None
+    requires_grad: bool = False
 
 
 def read_values(
@@ -42,17 +44,20 @@ def read_values(
     def versions(node: fx.Node) -> tuple[int, ...]:
         return tuple(version.get(leaf.storage, 0) for leaf in facts[node].leaves)
 
-    def value(node: fx.Node) -> Value:
+    def value(node: fx.Node, requires_grad: bool) -> Value:
         producer = None if node.op in ("placeholder", "get_attr") else node
         suffix = ""
         if versions(node) != born[node]:
             suffix = "@" + ".".join(map(str, versions(node)))
             producer = next(writer[leaf.storage] for leaf in facts[node].leaves if leaf.storage in writer)
-        flows = any(leaf.requires_grad for leaf in facts[node].leaves)
-        return Value(names[node] + suffix + (grad if flows else ""), node, producer)
+        return Value(names[node] + suffix + (grad if requires_grad else ""), node, producer, requires_grad and not grad)
 
     for node in graph.nodes:
-        reads[node] = {argument: value(argument) for argument in node.all_input_nodes if facts[argument].leaves}
+        reads[node] = {
+            argument: value(argument, argument in facts[node].differentiable)
+            for argument in node.all_input_nodes
+            if facts[argument].leaves
+        }
         grad = _grad_mode(node, grad)
         for storage in facts[node].writes:
             version[storage] = version.get(storage, 0) + 1
