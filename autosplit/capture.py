@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import re
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ Forward = Callable[..., Any]
 
 _CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
 _RECOMPILE_LIMIT = 64
+_KEY = re.compile(r"\['([^']*)'\]|\[(\d+)\]")
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
 _serial = itertools.count()
 
@@ -220,9 +222,20 @@ class Frontend:
             return self._stand_ins.weights[id(example)]
         if isinstance(example, torch.Tensor):
             kind: InputKind = "input" if id(example) in self._stand_ins.real else "constant"
-            return Input(kind, node.name, Spec.of(example))
+            return Input(kind, self._input_name(node), Spec.of(example))
         value = node.meta.get("example_value", example)
         return Input("size", node.name, value=getattr(getattr(value, "node", None), "hint", value))
+
+    def _input_name(self, node: fx.Node) -> str:
+        """The parameter of forward that the tensor came in by, with its place inside: "batch.mask"."""
+        grapharg = node.meta.get("grapharg")
+        keys = [text or number for text, number in _KEY.findall(grapharg.source.name if grapharg is not None else "")]
+        if len(keys) < 2 or keys[0] not in ("args", "kwargs"):
+            return node.name
+        if keys[0] == "args":
+            parameters = list(inspect.signature(types.MethodType(self._forward, self._model)).parameters)
+            keys[1] = parameters[min(int(keys[1]), len(parameters) - 1)]
+        return ".".join(keys[1:])
 
 
 def _forward_of(model: nn.Module, written: type[nn.Module]) -> Forward:

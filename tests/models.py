@@ -73,8 +73,8 @@ def _resnet(scale: int) -> tuple[nn.Module, Inputs]:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
-        embedding_size=16 * scale, hidden_sizes=[64 * scale, 128 * scale, 256 * scale, 512 * scale], depths=[2, 2, 4, 2],
-        num_labels=10,
+        embedding_size=16 * scale, hidden_sizes=[64 * scale, 128 * scale, 256 * scale, 512 * scale],
+        depths=[2, 2, 4, 2], num_labels=10,
     )  # fmt: skip
     model = ResNetForImageClassification(config)
     side = 32 * scale

@@ -264,9 +264,8 @@ def _tightened(problem: Problem, candidate: Candidate, limits: Mapping[str, int]
     for name in _over(problem, candidate):
         excess = 1 - has[name] / candidate.footprints[name].reserved_bytes
         limit = int(min(limits[name], estimated[name]) * (1 - _STEP * excess)) - 1
-        for equal in tighter:
-            if kinds[equal] == kinds[name]:
-                tighter[equal] = min(tighter[equal], limit)
+        equals = [other for other in tighter if kinds[other] == kinds[name]]
+        tighter |= {equal: min(tighter[equal], limit) for equal in equals}
     return tighter
 
 

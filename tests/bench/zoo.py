@@ -84,7 +84,7 @@ def line(row: Row) -> str:
     )
 
 
-def compare(architecture: Architecture, scale: int) -> list[Row]:
+def compare(architecture: Architecture, scale: int, splits: tuple[tuple[int, float], ...] = SPLITS) -> list[Row]:
     """Train the unsplit model on one large virtual device, then each split, from the same weights and seed."""
     torch.manual_seed(0)
     model, inputs = architecture.build(scale)
@@ -95,7 +95,7 @@ def compare(architecture: Architecture, scale: int) -> list[Row]:
         want = train(unsplit, inputs)
         peak = cluster.peak_reserved_bytes("sim:0")
         del unsplit
-    return [split_and_train(architecture.name, model, inputs, want, k, int(peak * share)) for k, share in SPLITS]
+    return [split_and_train(architecture.name, model, inputs, want, k, int(peak * share)) for k, share in splits]
 
 
 def split_and_train(

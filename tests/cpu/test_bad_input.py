@@ -58,7 +58,9 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
     "odd kwargs": (
         Net, lambda m: part(m, ["sim:0"], (X,), kwargs={"y": X}), autosplit.CaptureError, "unexpected keyword argument"
     ),
-    "wrong shape": (Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "cannot be captured"),
+    "wrong shape": (
+        Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "cannot be captured"
+    ),
     "branches": (Branches, lambda m: part(m, ["sim:0"]), autosplit.CaptureError, "test_bad_input.py:"),
     "one device to split": (Net, lambda m: part(m, ["sim:0"], strategy="split"), autosplit.PlanError, "one device"),
     "odd optimizer": (Net, lambda m: part(m, ["sim:0"], optimizer="lion"), autosplit.PlanError, "'lion' is unknown"),
@@ -68,7 +70,9 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
     "placed nowhere": (
         Net, lambda m: part(m, ["sim:0", "sim:1"], placement={"inner": "sim:9"}), autosplit.DeviceError, "'sim:9'"
     ),
-    "verify unseen": (Net, lambda m: part(m, ["sim:0"], None, verify=True), autosplit.PlanError, "needs example inputs"),
+    "verify unseen": (
+        Net, lambda m: part(m, ["sim:0"], None, verify=True), autosplit.PlanError, "needs example inputs"
+    ),
 }  # fmt: skip
 
 
