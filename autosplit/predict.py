@@ -7,7 +7,7 @@ device's allocations go through the rules of the caching allocator, so what it r
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +54,11 @@ def fake_devices(cluster: Cluster) -> dict[str, torch.device]:
 
 def predict_memory(
     run: Callable[..., Sequence[Any]],
-    inputs: Sequence[tuple[Input, str]],
-    unread: Sequence[tuple[Spec, str]],
+    inputs: Sequence[Input],
+    weights: Mapping[str, tuple[Spec, str]],
+    *,
     cluster: Cluster,
+    io_device: str,
     mode: Mode,
     optimizer: OptimizerFactory | None,
 ) -> dict[str, Footprint]:
@@ -64,9 +66,11 @@ def predict_memory(
 
     Args:
         run: the emitted program, emitted for ``fake_devices(cluster)``.
-        inputs: each placeholder and the name of the device its tensor is on when the program starts.
-        unread: weights that the program does not read, and their homes.
+        inputs: each placeholder.
+        weights: form and home of every parameter and buffer of the model, in its order: the order in which they are
+            placed and stepped decides how memory is fragmented.
         cluster: devices and their capacities.
+        io_device: where the caller's inputs are.
         mode: "infer" or "train".
         optimizer: makes the optimizer of one device's parameters; None trains without one.
 
@@ -78,13 +82,16 @@ def predict_memory(
         tracker = _Tracker(cluster)
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
         with tracker, forms:
-            tensors = {i: source.spec.empty(devices[name]) for i, (source, name) in enumerate(inputs) if source.spec}
-            values = [tensors.get(i, source.value) for i, (source, _) in enumerate(inputs)]
-            weights = [tensor for i, tensor in tensors.items() if inputs[i][0].is_weight]
-            weights += [spec.empty(devices[name]) for spec, name in unread]
-            held = tracker.allocated_by(weights)
+            given = {
+                source.name: source.spec.empty(devices[io_device])
+                for source in inputs
+                if source.spec is not None and not source.is_weight
+            }
+            placed = {name: spec.empty(devices[home]) for name, (spec, home) in weights.items()}
+            held = tracker.allocated_by(list(placed.values()))
+            values = [_value(source, placed if source.is_weight else given) for source in inputs]
             if mode == "train":
-                _train(run, values, [weight for weight in weights if weight.requires_grad], optimizer)
+                _train(run, values, [weight for weight in placed.values() if weight.requires_grad], optimizer)
             else:
                 run(*values)
     return {
@@ -109,6 +116,10 @@ def training_loss(outputs: Any) -> torch.Tensor | None:
     for leaf in differentiable[1:]:
         total = total + leaf.sum().to(total.device)
     return total
+
+
+def _value(source: Input, tensors: Mapping[str, torch.Tensor]) -> Any:
+    return source.value if source.spec is None else tensors[source.name]
 
 
 def _train(

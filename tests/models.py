@@ -77,7 +77,7 @@ def _resnet(scale: int) -> tuple[nn.Module, Inputs]:
         depths=[2, 2, 4, 2], num_labels=10,
     )  # fmt: skip
     model = ResNetForImageClassification(config)
-    side = 32 * scale
+    side = 56 * scale
     return model, {"pixel_values": torch.randn(8, 3, side, side), "labels": torch.arange(8) % 10}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -38,10 +38,8 @@ from autosplit.units import format_bytes
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
 
-_ATTEMPTS = 8
-_STEP = 0.5  # of the relative excess: fragmentation does not shrink in proportion, so go there by halves
-_EASE = 1.04  # when every device was tightened and the solver refuses
-_LOOSE = 1.25  # of each capacity
+_SHARES = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
+_LOOSE = 1.25
 
 
 @dataclass(frozen=True)
@@ -130,16 +128,14 @@ class Problem:
         emitted = rewrite(self.program, assignment, fake_devices(self.cluster), self.io_device)
         transfers = estimate.transfers(self.graph, placement.devices, self.cluster, io_device=self.io_device)
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
-        placeholders = emitted.graph_module.graph.find_nodes(op="placeholder")
-        where = [emitted.location[node] for node in placeholders]
-        read = {source.name for source in self.program.inputs.values() if source.is_weight}
         footprints = predict_memory(
             emitted.graph_module.forward,
-            list(zip(self.program.inputs.values(), where, strict=True)),
-            [(Spec.of(weight), homes[name]) for name, weight in self.weights.items() if name not in read],
-            self.cluster,
-            self.request.mode,
-            self.factory,
+            list(self.program.inputs.values()),
+            {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
+            cluster=self.cluster,
+            io_device=self.io_device,
+            mode=self.request.mode,
+            optimizer=self.factory,
         )
         return Candidate(placement, homes, transfers, footprints)
 
@@ -214,30 +210,42 @@ def _valued(problem: Problem, devices: dict[str, str], method: str) -> Placement
 
 
 def _solve_until_it_fits(problem: Problem) -> Candidate:
-    """Solve with the fast estimate, check with the exact tracker, tighten the limits by what it says, solve again.
+    """Solve with the fast estimate and check with the exact tracker; when that says no, solve for less memory.
 
-    When that ends, balance memory alone: the estimate may err on the safe side, so look beyond its limits too.
+    The estimate is near, but what the caching allocator reserves beyond it is not smooth in the placement: so several
+    shares of the capacity are tried, and then other objectives, each placement once.
     """
+    seen: set[tuple[str, ...]] = set()
     over: list[Candidate] = []
     refused: CapacityError | None = None
-    for objective, looseness in ((problem.objective, 1.0), ("memory", _LOOSE)):
-        limits = {name: int(size * looseness) for name, size in problem.has_bytes().items()}
-        for _ in range(_ATTEMPTS):
-            try:
-                candidate = problem.evaluate(_solve(problem, objective, limits))
-            except CapacityError as error:
-                refused = refused or error
-                if not over:
-                    break
-                limits = {name: int(limit * _EASE) for name, limit in limits.items()}
-                continue
+    for objective, share in _tries(problem.objective):
+        limits = {name: int(size * share) for name, size in problem.has_bytes().items()}
+        try:
+            placement = _solve(problem, objective, limits)
+        except CapacityError as error:
+            refused = refused or error
+            if error.proved and not over:
+                break
+            continue
+        key = tuple(placement.devices.values())
+        if key not in seen:
+            seen.add(key)
+            candidate = problem.evaluate(placement)
             if not _over(problem, candidate):
                 return candidate
             over.append(candidate)
-            limits = _tightened(problem, candidate, limits)
     if not over and refused is not None:
         raise refused
     raise _does_not_fit(problem, min(over, key=lambda candidate: sum(_over(problem, candidate).values())))
+
+
+def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
+    """Objective and share of each capacity, in the order in which they are tried."""
+    for share in _SHARES:
+        yield objective, share
+    yield "memory", _LOOSE  # the estimate may err on the safe side: look beyond the capacity too
+    for share in _SHARES:
+        yield "throughput", share
 
 
 def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) -> Placement:
@@ -254,19 +262,6 @@ def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
     has = problem.has_bytes()
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
     return {name: need - has[name] for name, need in needs.items() if need > has[name]}
-
-
-def _tightened(problem: Problem, candidate: Candidate, limits: Mapping[str, int]) -> dict[str, int]:
-    """Lower limits for the devices that were over, and for their equals, which the same stage could go to."""
-    placement, kinds = candidate.placement.devices, {d.name: (d.kind, d.memory_bytes) for d in problem.cluster.devices}
-    estimated = estimate.peak_bytes(problem.graph, placement, problem.cluster, io_device=problem.io_device)
-    has, tighter = problem.has_bytes(), dict(limits)
-    for name in _over(problem, candidate):
-        excess = 1 - has[name] / candidate.footprints[name].reserved_bytes
-        limit = int(min(limits[name], estimated[name]) * (1 - _STEP * excess)) - 1
-        equals = [other for other in tighter if kinds[other] == kinds[name]]
-        tighter |= {equal: min(tighter[equal], limit) for equal in equals}
-    return tighter
 
 
 def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
