@@ -36,6 +36,7 @@ _CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to
 _RECOMPILE_LIMIT = 64
 _KEY = re.compile(r"\['([^']*)'\]|\[(\d+)\]")
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
+_RAISED = re.compile(r"got (\w+\(.*\))")  # how Dynamo quotes what an operator raised
 _serial = itertools.count()
 
 
@@ -311,9 +312,13 @@ def _as_capture_error(model: nn.Module) -> Iterator[None]:
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
     stack = getattr(error, "real_stack", None)
     where = f" at {stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else ""
+    if isinstance(error, torch._dynamo.exc.TorchRuntimeError):
+        said = _RAISED.search(str(error))
+        reason = said[1] if said is not None else str(error).strip().split("\n")[0]
+        return f"{type(model).__name__}.forward raised while it was traced{where}: {reason}; check the inputs' shapes"
+    reason = str(error).strip().split("\n")[0]
     return (
         f"{type(model).__name__}.forward cannot be captured as one graph{where}: {reason}; "
         "rewrite that line without data-dependent Python, or split the model around it by hand"

@@ -118,7 +118,10 @@ def parse_cluster(spec: str) -> Cluster:
         if int(count or 1) > 4096:
             raise DeviceError(f"device spec {spec!r}: {count} devices; the limit is 4096")
         try:
-            memories += [(size.strip(), parse_bytes(size))] * int(count or 1)
+            size_bytes = parse_bytes(size)
         except AutosplitError as error:
             raise DeviceError(f"device spec {spec!r}: {error}") from error
+        if size_bytes == 0:
+            raise DeviceError(f"device spec {spec!r}: {item!r} asks for devices without memory")
+        memories += [(size.strip(), size_bytes)] * int(count or 1)
     return described(memories)

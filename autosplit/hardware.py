@@ -34,6 +34,7 @@ def resolve(devices: DevicesLike) -> Cluster:
     """
     if isinstance(devices, Cluster):
         return devices
+    devices = getattr(devices, "devices", devices)  # an open cluster of virtual devices
     if isinstance(devices, str):
         return _from_text(devices)
     if isinstance(devices, Mapping):

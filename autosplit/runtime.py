@@ -93,7 +93,8 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]  # what inspect reads first
     members = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
     members |= {"plan": property(_plan), "graph_module": property(_graph_module)}
-    return type(f"Split{cls.__name__}", (cls,), members)
+    members["__qualname__"] = cls.__qualname__
+    return type(cls.__name__, (cls,), members)  # the name too: configs and loss functions are looked up by it
 
 
 def _plan(model: nn.Module) -> Plan:

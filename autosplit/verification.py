@@ -95,5 +95,6 @@ def _compare(name: str, want: Any, have: Any, rtol: float, atol: float) -> None:
         off = (have.double() - want.double()).abs().max().item() if not want.is_complex() else float("nan")
         raise VerifyError(
             f"{name}: the split model differs by up to {off:.3g} (allowed: rtol={rtol:g}, atol={atol:g}); "
-            "dropout on several GPUs draws per device: compare in eval() mode, or allow a tolerance"
+            "gradients of a value read on several devices are summed in another order, and dropout on several GPUs "
+            "draws per device: allow a tolerance such as rtol=1e-5, or compare in eval() mode"
         )

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import nn
 
 from autosplit import estimate
 from autosplit.capture import Frontend
 from autosplit.costs import OptimizerCost, build_graph
-from autosplit.device import HOST, Cluster
+from autosplit.device import HOST, Cluster, Device
 from autosplit.emit import assign, check_split, rewrite
 from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import CostGraph, Mode
@@ -254,7 +255,23 @@ def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) ->
     )
     if problem.request.strategy == "split" and len(set(placement.devices.values())) == 1 and objective != "memory":
         return _solve(problem, "memory", limits)
-    return placement
+    return _from_the_first(problem, placement)
+
+
+def _from_the_first(problem: Problem, placement: Placement) -> Placement:
+    """The same placement with identical devices used in their order, where nothing tells them apart."""
+    cluster = problem.cluster
+    if problem.io_device != HOST or cluster.links:
+        return placement
+    free: dict[Device, list[str]] = {}
+    for device in cluster.devices:
+        free.setdefault(msgspec.structs.replace(device, name=""), []).append(device.name)
+    renamed: dict[str, str] = {}
+    for name in placement.devices.values():
+        if name not in renamed:
+            renamed[name] = free[msgspec.structs.replace(cluster.device(name), name="")].pop(0)
+    devices = {node: renamed[name] for node, name in placement.devices.items()}
+    return msgspec.structs.replace(placement, devices=devices)
 
 
 def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:

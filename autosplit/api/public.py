@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from torch import nn
@@ -66,6 +66,7 @@ def plan(
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
     asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement)
+    _check_inputs(args, kwargs)
     return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)
 
 
@@ -129,11 +130,13 @@ def partition(
     torch_devices(cluster)
     _check_model(model)
     if plan is not None:
-        _check_devices(plan, cluster)
+        if isinstance(plan, Plan):
+            _check_devices(plan, cluster)
         return apply_captured(model, plan, None)
     asked = _Asked(cluster, mode, strategy, objective, optimizer, placement)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
+    _check_inputs(args, kwargs)
     frontend = Frontend(model, unsplit_class(model))
     made = _decide(model, frontend, args or (), kwargs or {}, asked)
     unsplit = copy.deepcopy(model) if verify else None
@@ -153,6 +156,15 @@ class _Asked:
     objective: ObjectiveChoice
     optimizer: OptimizerLike | None
     placement: Mapping[str, str] | None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("mode", self.mode, (None, *get_args(Mode))),
+            ("strategy", self.strategy, get_args(StrategyChoice)),
+            ("objective", self.objective, get_args(ObjectiveChoice)),
+        ):
+            if value not in known:
+                raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
 
     def request(self, model: nn.Module) -> Request:
         """The request for the mode that the model is in now."""
@@ -178,6 +190,8 @@ def _decide(
 
 def apply_captured(model: nn.Module, plan: Plan, frontend: Frontend | None) -> nn.Module:
     """As apply; what ``frontend`` captured for the plan is not captured again."""
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan is a {type(plan).__name__}: pass a Plan, as autosplit.plan or Plan.load returns it")
     check_plan(plan)
     devices = torch_devices(plan.cluster)
     if plan.fingerprint != weight_signature(model):
@@ -215,6 +229,13 @@ def _check_model(model: nn.Module) -> None:
         raise PlanError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
     if next(model.parameters(), None) is None:
         raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to place; call it as it is")
+
+
+def _check_inputs(args: object, kwargs: object) -> None:
+    if args is not None and not isinstance(args, (tuple, list)):
+        raise PlanError(f"args is a {type(args).__name__}: pass a tuple of positional inputs, as in args=(x,)")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise PlanError(f"kwargs is a {type(kwargs).__name__}: pass a dict of keyword inputs, as in kwargs={{'x': x}}")
 
 
 def _check_devices(plan: Plan, cluster: Cluster) -> None:

@@ -86,7 +86,8 @@ class _Rewriter:
     def emit(self, number: int, node: fx.Node) -> fx.Node:
         if node.op == "placeholder":
             new = self.graph.placeholder(f"in{number}")
-            return self.at(new, self.arrival(node))
+            number_only = self.program.inputs[node].kind == "size"  # a number is on no device
+            return new if number_only else self.at(new, self.arrival(node))
         if node.op == "get_attr":
             return self.constant(number, node)
         if node in self.assigned:

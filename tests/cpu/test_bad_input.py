@@ -59,7 +59,7 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
         Net, lambda m: part(m, ["sim:0"], (X,), kwargs={"y": X}), autosplit.CaptureError, "unexpected keyword argument"
     ),
     "wrong shape": (
-        Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "cannot be captured"
+        Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "same reduction dim"
     ),
     "branches": (Branches, lambda m: part(m, ["sim:0"]), autosplit.CaptureError, "test_bad_input.py:"),
     "one device to split": (Net, lambda m: part(m, ["sim:0"], strategy="split"), autosplit.PlanError, "one device"),

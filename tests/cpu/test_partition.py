@@ -91,7 +91,8 @@ def test_it_is_the_same_object_of_a_subclass(cluster) -> None:
     split = autosplit.partition(model, cluster.devices, (IDS.to("sim:0"),), placement=PLACEMENT)
     assert split is model
     assert isinstance(split, Net)
-    assert type(split).__name__ == "SplitNet"
+    assert type(split).__name__ == "Net"
+    assert type(split) is not Net
     assert split.custom() == "kept"
     assert inspect.signature(split.forward) == inspect.signature(Net().forward)
     assert list(split.state_dict()) == names
@@ -237,3 +238,58 @@ def test_more_than_a_handful_of_models_of_one_class(cluster) -> None:
     for _ in range(12):
         split = autosplit.partition(Net(), cluster.devices, (IDS.to("sim:0"),), placement=PLACEMENT)
         split(IDS.to("sim:0"))
+
+
+class ReadsItsSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+        self.b = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns, _ = x.shape
+        return self.b(self.a(x).view(rows, columns, 2, 4).transpose(1, 2).reshape(rows, -1, 8)) / columns
+
+
+def test_a_model_that_reads_its_sizes_takes_other_shapes(cluster) -> None:
+    # Sizes become inputs of the graph at the second shape: numbers, which are on no device.
+    model = ReadsItsSizes()
+    unsplit = copy.deepcopy(model).to("sim:0")
+    split = autosplit.partition(model, cluster.devices, (torch.ones(4, 6, 8),), placement={"a": "sim:0", "b": "sim:1"})
+    for rows, columns in ((4, 6), (5, 6), (2, 9), (1, 1), (4, 6)):
+        x = torch.randn(rows, columns, 8, device="sim:0")
+        assert torch.equal(unsplit(x).cpu(), split(x).cpu())
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "training"}, {"strategy": "splitt"}, {"objective": "speed"}], ids=lambda o: next(iter(o))
+)
+def test_a_misspelled_choice_is_refused(cluster, options) -> None:
+    with pytest.raises(autosplit.PlanError, match=r"expected one of .*(train|split|latency)"):
+        autosplit.partition(Net(), cluster.devices, (IDS,), **options)
+
+
+def test_the_commonest_slips_are_named(cluster) -> None:
+    with pytest.raises(autosplit.PlanError, match="args is a Tensor: pass a tuple"):
+        autosplit.plan(Net(), cluster.devices, IDS)
+    with pytest.raises(autosplit.PlanError, match="plan is a str"):
+        autosplit.apply(Net(), "plan.json")
+
+
+def test_a_cluster_of_virtual_devices_is_taken_as_it_is(cluster) -> None:
+    assert autosplit.plan(Net(), cluster, (IDS,)).cluster.names == ("sim:0", "sim:1", "sim:2")
+
+
+def test_the_models_own_error_is_named() -> None:
+    with pytest.raises(
+        autosplit.CaptureError, match=r"raised while it was traced at .*linear.py.*got \[24, 7\] X \[8, 8\]"
+    ):
+        autosplit.plan(ReadsItsSizes(), "1x1GiB", (torch.ones(4, 6, 7),))
+
+
+def test_identical_devices_are_used_from_the_first() -> None:
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6)))
+    plan = autosplit.plan(model, "4x20MiB", (torch.ones(1, 512),), mode="train", optimizer="adamw")
+    used = list(dict.fromkeys(plan.placement.values()))
+    assert used == [f"gpu:{i}" for i in range(len(used))]
+    assert len(used) > 1
