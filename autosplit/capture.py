@@ -7,12 +7,14 @@ on one device, wherever its tensors really are; the graph's callable finds the r
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
 import logging
 import re
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -72,10 +74,10 @@ class StandIns:
             yield
         finally:
             for (tensors, key), tensor in zip(self._slots, held, strict=True):
-                if tensors.get(key) is made[id(tensor)]:
-                    tensors[key] = tensor
-                elif isinstance(tensors.get(key), torch.Tensor):
-                    tensors[key] = tensors[key].to(tensor.device)  # a buffer that forward assigned stays at home
+                now = self.real.get(id(tensors.get(key)), tensors.get(key))
+                if now is not tensor and isinstance(now, torch.Tensor):
+                    now = now.to(tensor.device)  # a buffer that forward assigned stays at home
+                tensors[key] = now
             self.real = {}
 
     def of_inputs(self, tree: Any) -> Any:
@@ -99,7 +101,7 @@ class StandIns:
     def _current(self) -> bool:
         """No slot got another tensor, and no requires_grad changed, since the stand-ins were made."""
         return bool(self._slots) and all(
-            tensors.get(key) is tensor and self._made[id(tensor)].requires_grad == tensor.requires_grad
+            tensors.get(key) is tensor and _same_form(self._made[id(tensor)], tensor)
             for (tensors, key), tensor in zip(self._slots, self._held, strict=True)
         )
 
@@ -125,14 +127,25 @@ class StandIns:
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor of the same form whose storage is empty; a Parameter for a Parameter."""
-    stand_in = torch.empty_strided(tuple(tensor.shape), tuple(tensor.stride()), dtype=tensor.dtype)
-    if tensor.dim():
-        stand_in.untyped_storage().resize_(0)
-    else:
-        stand_in.zero_()  # Dynamo looks at the value of a number
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
-    return stand_in.requires_grad_() if tensor.requires_grad else stand_in
+    with torch.inference_mode(False):
+        stand_in = torch.empty_strided(tuple(tensor.shape), tuple(tensor.stride()), dtype=tensor.dtype, device="cpu")
+        if tensor.dim():
+            stand_in.untyped_storage().resize_(0)
+        else:
+            stand_in.zero_()  # Dynamo looks at the value of a number
+        if isinstance(tensor, nn.Parameter):
+            stand_in = nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
+            stand_in.__dict__.update(tensor.__dict__)  # what users hang on a parameter
+            return stand_in
+        return stand_in.requires_grad_() if tensor.requires_grad else stand_in
+
+
+def _same_form(stand_in: torch.Tensor, tensor: torch.Tensor) -> bool:
+    return (
+        stand_in.requires_grad == tensor.requires_grad
+        and stand_in.dtype == tensor.dtype
+        and stand_in.shape == tensor.shape
+    )
 
 
 class Frontend:
@@ -149,13 +162,13 @@ class Frontend:
 
     def __init__(self, model: nn.Module, written: type[nn.Module], compile_program: Compile | None = None) -> None:
         self.compile_program = compile_program
-        self._model = model
+        self.model = model
         self._written = written
-        self._forward = _forward_of(model, written)
+        self._forward: Forward = written.forward
         self._capturing = False
         self._stand_ins = StandIns(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
-        self._compiled = torch.compile(_fresh_entry(), backend=self._backend, fullgraph=True)
+        self._compiled = torch.compile(_fresh_entry(), backend=_backend_of(self), fullgraph=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model.
@@ -163,9 +176,16 @@ class Frontend:
         Raises:
             CaptureError: forward cannot be captured as one graph; names the reason and the line.
         """
-        with self._lock, self._as_written(), _dynamo_settings(), _as_capture_error(self._model):
+        with self._lock, self._as_written(), _dynamo_settings(), _as_capture_error(self.model):
             args, kwargs = self._stand_ins.of_inputs((args, kwargs))
-            return self._stand_ins.back(self._compiled(self._model, self._forward, args, kwargs))
+            given = pytree.tree_leaves((args, kwargs))
+            result = self._stand_ins.back(self._compiled(self.model, self._forward, args, kwargs))
+            if list(map(id, pytree.tree_leaves((args, kwargs)))) != list(map(id, given)):
+                raise CaptureError(
+                    f"{type(self.model).__name__}.forward writes into a list or dict that it was given: "
+                    "the caller's would not change; return the value instead"
+                )
+            return result
 
     def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> Program:
         """The program of one call, without running it or moving anything.
@@ -178,8 +198,8 @@ class Frontend:
         Raises:
             CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
         """
-        _check_arguments(self._model, self._forward, args, kwargs)
-        with _CAPTURE_LOCK, self._lock, _in_mode(self._model, mode):
+        _check_arguments(self.model, self._forward, args, kwargs)
+        with _CAPTURE_LOCK, self._lock, _in_mode(self.model, mode):
             self._capturing = True
             try:
                 self(*args, **kwargs)
@@ -187,31 +207,34 @@ class Frontend:
                 return stop.program
             finally:
                 self._capturing = False
-        raise CaptureError(f"{type(self._model).__name__}.forward runs no tensor operation: there is nothing to place")
+        raise CaptureError(f"{type(self.model).__name__}.forward runs no tensor operation: there is nothing to place")
 
     @contextmanager
     def _as_written(self) -> Iterator[None]:
         """The model as the user wrote it and whole, so that what was captured once holds before and after a split."""
-        current = type(self._model)
-        self._model.__class__ = self._written
+        current = type(self.model)
+        self.model.__class__ = self._written
         try:
             with self._stand_ins.swapped():
                 yield
         finally:
-            self._model.__class__ = current
+            self.model.__class__ = current
 
-    def _backend(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
+        """What Dynamo calls for a graph that it captured. It outlives the model: so only a weak reference here."""
         mode: Mode = "train" if torch.is_grad_enabled() else "infer"
         placeholders = graph_module.graph.find_nodes(op="placeholder")
         program = Program(graph_module, [self._input(node) for node in placeholders], mode)
         compiled: list[Callable[..., Any]] = []
+        frontend = weakref.ref(self)
 
         def call(*inputs: Any) -> Any:
-            if self._capturing or self.compile_program is None:
+            this = frontend()
+            if this is None or this._capturing or this.compile_program is None:
                 raise _Stop(program)
             if not compiled:
-                compiled.append(self.compile_program(program))
-            real = self._stand_ins.real
+                compiled.append(this.compile_program(program))
+            real = this._stand_ins.real
             return compiled[0](*[real.get(id(value), value) for value in inputs])
 
         return call
@@ -234,18 +257,9 @@ class Frontend:
         if len(keys) < 2 or keys[0] not in ("args", "kwargs"):
             return node.name
         if keys[0] == "args":
-            parameters = list(inspect.signature(types.MethodType(self._forward, self._model)).parameters)
-            keys[1] = parameters[min(int(keys[1]), len(parameters) - 1)]
+            parameters = list(inspect.signature(types.MethodType(self._forward, self.model)).parameters)
+            keys[1] = parameters[int(keys[1])] if int(keys[1]) < len(parameters) else f"args.{keys[1]}"
         return ".".join(keys[1:])
-
-
-def _forward_of(model: nn.Module, written: type[nn.Module]) -> Forward:
-    """Forward as a function of (model, ...)."""
-    own = model.__dict__.get("forward")
-    if own is not None:
-        return lambda self, *args, **kwargs: own(*args, **kwargs)
-    forward: Forward = written.forward
-    return forward
 
 
 def _check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -272,16 +286,37 @@ def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _fresh_entry() -> Callable[..., Any]:
-    """Dynamo keeps its caches and its memory of dynamic sizes by code object: give each capture one of its own."""
+    """Dynamo keeps its caches and its memory of dynamic sizes by code object, and what it compiled in the globals.
+
+    Each frontend has code and globals of its own, which go with it.
+    """
     code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
-    return types.FunctionType(code, globals())
+    return types.FunctionType(code, {"__name__": __name__, "__builtins__": builtins})
+
+
+def _backend_of(frontend: Frontend) -> Callable[..., Any]:
+    """Dynamo remembers every backend for good: this one does not keep the model alive."""
+    known = weakref.ref(frontend)
+
+    def backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        this = known()
+        if this is None:
+            raise AssertionError("a compiled forward outlived its frontend")  # nobody else can call it
+        return this.compile(graph_module)
+
+    return backend
 
 
 def _dynamo_settings() -> AbstractContextManager[Any]:
     logger = logging.Logger
     ignored = {getattr(logger, name) for name in _LOG_METHODS if hasattr(logger, name)}
     patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
-        allow_rnn=True, specialize_float=True, recompile_limit=_RECOMPILE_LIMIT, ignore_logging_functions=ignored
+        allow_rnn=True,
+        allow_unspec_int_on_nn_module=True,
+        skip_nnmodule_hook_guards=False,
+        specialize_float=True,
+        recompile_limit=_RECOMPILE_LIMIT,
+        ignore_logging_functions=ignored,
     )
     return patch
 
@@ -304,7 +339,7 @@ def _in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
 def _as_capture_error(model: nn.Module) -> Iterator[None]:
     try:
         yield
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
         cause = getattr(error, "inner_exception", None)
         if isinstance(cause, (AutosplitError, _Stop)):
             raise cause from None

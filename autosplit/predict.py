@@ -82,14 +82,17 @@ def predict_memory(
         tracker = _Tracker(cluster)
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
         with tracker, forms:
-            given = {
-                source.name: source.spec.empty(devices[io_device])
-                for source in inputs
+            given = {  # by place: two inputs may have the same name
+                i: source.spec.empty(devices[io_device])
+                for i, source in enumerate(inputs)
                 if source.spec is not None and not source.is_weight
             }
             placed = {name: spec.empty(devices[home]) for name, (spec, home) in weights.items()}
             held = tracker.allocated_by(list(placed.values()))
-            values = [_value(source, placed if source.is_weight else given) for source in inputs]
+            values = [
+                placed[source.name] if source.is_weight else given.get(i, source.value)
+                for i, source in enumerate(inputs)
+            ]
             if mode == "train":
                 _train(run, values, [weight for weight in placed.values() if weight.requires_grad], optimizer)
             else:
@@ -116,10 +119,6 @@ def training_loss(outputs: Any) -> torch.Tensor | None:
     for leaf in differentiable[1:]:
         total = total + leaf.sum().to(total.device)
     return total
-
-
-def _value(source: Input, tensors: Mapping[str, torch.Tensor]) -> Any:
-    return source.value if source.spec is None else tensors[source.name]
 
 
 def _train(

@@ -119,7 +119,7 @@ def _holds_data(device: torch.device) -> bool:
 
 def _move(tensor: torch.Tensor, device: torch.device) -> None:
     """Move the tensor, and its gradient, to ``device``; every reference to it sees the move."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         moved = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
     if tensor.grad is not None:
         gradient = tensor.grad

@@ -227,6 +227,11 @@ def _partition_at_first_call(model: nn.Module, asked: _Asked, verify: bool) -> n
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise PlanError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+    if "forward" in model.__dict__:
+        raise PlanError(
+            f"this {type(model).__name__} has a forward of its own, set on the object: it would be called instead of "
+            "the split one; delete it (model.__dict__.pop('forward')) or put it on a subclass"
+        )
     if next(model.parameters(), None) is None:
         raise PlanError(f"{type(model).__name__} has no parameters: there is nothing to place; call it as it is")
 

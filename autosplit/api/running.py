@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,35 +30,54 @@ class Caller:
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``."""
-        if self._frontend is None:
+        if self._frontend is None or self._frontend.model is not model:
             self._frontend = Frontend(model, unsplit_class(model))
         if self._frontend.compile_program is None:
-            self._frontend.compile_program = lambda program: self._compile(model, program)
+            self._frontend.compile_program = _compiler(self._plan, model)
         return self._frontend(*args, **kwargs)
 
-    def _compile(self, model: nn.Module, program: Program) -> Callable[..., Any]:
-        """What runs one captured program; emitted once for each device that inputs come from."""
+
+def _compiler(plan: Plan, model: nn.Module) -> Callable[[Program], Callable[..., Any]]:
+    """Makes what runs one captured program, emitted once for each device that inputs come from.
+
+    Dynamo keeps it for good, so it knows the model by a weak reference.
+    """
+    known = weakref.ref(model)
+
+    def compile_program(program: Program) -> Callable[..., Any]:
         emitted: dict[torch.device, Emitted] = {}
-        movable = [i for i, source in enumerate(program.inputs.values()) if source.kind in ("input", "constant")]
+        sources = list(program.inputs.values())
+        movable = [i for i, source in enumerate(sources) if source.kind in ("input", "constant")]
+        given = [i for i in movable if sources[i].kind == "input"] or movable
+        written = _written(program)
 
         def run(*inputs: Any) -> Any:
-            io_device = _device_of(inputs, movable)
+            io_device = inputs[given[0]].device if given else torch.device("cpu")
             if io_device not in emitted:
-                emitted[io_device] = _emit(self._plan, program, io_device)
-                note_graph_module(model, emitted[io_device].graph_module)
+                emitted[io_device] = _emit(plan, program, io_device)
+            current = known()
+            if current is not None:
+                note_graph_module(current, emitted[io_device].graph_module)
             arrived = list(inputs)
-            for i in movable:
-                if inputs[i].device != io_device:
-                    arrived[i] = inputs[i].to(io_device)
-            return emitted[io_device].graph_module.forward(*arrived)
+            moved = [i for i in movable if inputs[i].device != io_device]
+            for i in moved:
+                arrived[i] = inputs[i].to(io_device)
+            outputs = emitted[io_device].graph_module.forward(*arrived)
+            for i in moved:
+                if i in written:
+                    inputs[i].copy_(arrived[i])  # the caller's own tensor is what the model wrote to
+            return outputs
 
         return run
 
+    return compile_program
 
-def _device_of(inputs: Sequence[Any], movable: Sequence[int]) -> torch.device:
-    """Where outputs return: the device of the first tensor the caller gave."""
-    device: torch.device = inputs[movable[0]].device if movable else torch.device("cpu")
-    return device
+
+def _written(program: Program) -> set[int]:
+    """Places of the inputs that the program writes in place."""
+    storages = frozenset().union(*(facts.writes for facts in program.facts.values()))
+    leaves = [program.facts[node].leaves for node in program.inputs]
+    return {i for i, tensors in enumerate(leaves) if any(leaf.storage in storages for leaf in tensors)}
 
 
 def _emit(plan: Plan, program: Program, io_device: torch.device) -> Emitted:

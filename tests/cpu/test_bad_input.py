@@ -101,17 +101,33 @@ def test_a_capacity_error_carries_bytes() -> None:
     assert all(isinstance(short, int) and short > 0 for short in caught.value.short_bytes.values())
 
 
+class Widens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Linear(256, 256)
+        self.large = nn.Linear(1024, 1024)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.large(self.small(x).repeat(1, 4))
+
+
 def test_a_failed_move_puts_the_weights_back() -> None:
-    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(1024, 1024))
-    model.forward = lambda x: model[1](model[0](x).repeat(1, 4))
+    model = Widens()
     with sim.cluster("1x64MiB,1x2MiB"):
         x = X.to("sim:0")
         wrong = {"sim:0": "64MiB", "sim:1": "64MiB"}  # more than sim:1 has
-        plan = autosplit.plan(model, wrong, (x,), placement={"0": "sim:0", "1": "sim:1"})
+        plan = autosplit.plan(model, wrong, (x,), placement={"small": "sim:0", "large": "sim:1"})
         with pytest.raises(torch.OutOfMemoryError):
             autosplit.apply(model, plan)
         assert all(p.device.type == "cpu" for p in model.parameters())
-        assert type(model) is nn.Sequential
+        assert type(model) is Widens
+
+
+def test_a_forward_set_on_the_object_is_refused() -> None:
+    model = Net()
+    model.forward = lambda x: x
+    with sim.cluster("1x64MiB"), pytest.raises(autosplit.PlanError, match="a forward of its own"):
+        autosplit.partition(model, ["sim:0"], (X,))
 
 
 def test_a_plan_for_another_model_is_stale() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -293,3 +295,158 @@ def test_identical_devices_are_used_from_the_first() -> None:
     used = list(dict.fromkeys(plan.placement.values()))
     assert used == [f"gpu:{i}" for i in range(len(used))]
     assert len(used) > 1
+
+
+def test_inference_mode_and_gradients_of_inputs(cluster) -> None:
+    model = ReadsItsSizes()
+    unsplit = copy.deepcopy(model).to("sim:0")
+    split = autosplit.partition(model, cluster.devices, (torch.ones(4, 6, 8),), placement={"a": "sim:1", "b": "sim:2"})
+    x = torch.randn(4, 6, 8, device="sim:0")
+    with torch.inference_mode():
+        assert torch.equal(unsplit(x).cpu(), split(x).cpu())
+    gradients = []
+    for called in (unsplit, split):
+        given = x.clone().requires_grad_()
+        (called(given).sum() + called(given * 2).sum()).backward()  # two calls, one backward
+        gradients.append([given.grad.cpu(), *(p.grad.cpu() for p in called.parameters())])
+    assert all(torch.equal(want, have) for want, have in zip(*gradients, strict=True))
+
+
+def test_freezing_after_the_split(cluster) -> None:
+    unsplit, split = split_pair()
+    for model in (unsplit, split):
+        run(model, IDS.to("sim:0"))
+        model.blocks[1].requires_grad_(False)
+        model.zero_grad()
+    want, have = observe_trained(unsplit), observe_trained(split)
+    assert_same(want, have)
+
+
+def observe_trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Outputs and the gradients of what still trains."""
+    torch.manual_seed(3)
+    out = model(IDS.to("sim:0"))
+    out["logits"].sum().backward()
+    seen = {**out, **{name: p.grad for name, p in model.named_parameters() if p.requires_grad}}
+    return {name: value.detach().cpu().clone() for name, value in seen.items()}
+
+
+def test_an_error_inside_the_call_leaves_the_weights_in_place(cluster) -> None:
+    _, split = split_pair()
+    weights = {name: id(p) for name, p in split.named_parameters()}
+    kind = type(split)
+    with pytest.raises(autosplit.CaptureError):
+        split(torch.ones(3, device="sim:0"))
+    assert {name: id(p) for name, p in split.named_parameters()} == weights
+    assert type(split) is kind
+    split(IDS.to("sim:0"))
+
+
+class Odd(nn.Module):
+    """Two layers on two devices, and a forward of the test's own."""
+
+    def __init__(self, forward) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.trap = forward
+        self.register_buffer("p", torch.ones(4))
+        self.register_buffer("c", torch.ones(4))
+        self.table = torch.full((4,), 2.0)
+
+    def forward(self, *args, **kwargs):
+        return self.trap(self, *args, **kwargs)
+
+
+def odd_pair(forward, *args) -> tuple[nn.Module, nn.Module]:
+    model = Odd(forward)
+    unsplit = copy.deepcopy(model).to("sim:0")
+    unsplit.table = unsplit.table.to("sim:0")
+    return unsplit, autosplit.partition(model, ["sim:0", "sim:1"], args, placement={"a": "sim:0", "b": "sim:1"})
+
+
+def x34() -> torch.Tensor:
+    return torch.randn(3, 4).to("sim:0")
+
+
+def test_buffers_assigned_from_each_other(cluster) -> None:
+    def rotate(m, x):
+        m.p = m.c
+        m.c = x.detach().sum(0)
+        return m.b(m.a(x) + m.p)
+
+    unsplit, split = odd_pair(rotate, x34())
+    for _ in range(3):
+        x = x34()
+        assert torch.equal(unsplit(x).cpu(), split(x).cpu())
+    assert torch.equal(unsplit.c.cpu(), split.c.cpu())
+
+
+def test_inputs_of_one_name_are_told_apart(cluster) -> None:
+    unsplit, split = odd_pair(lambda m, *xs: m.b(m.a(xs[0])) + xs[1].sum(), x34(), torch.ones(1).to("sim:0"))
+    x = x34()
+    assert torch.equal(unsplit(x, x[0]).cpu(), split(x, x[0]).cpu())
+
+
+def test_hooks_and_dtypes_changed_later_are_seen(cluster) -> None:
+    unsplit, split = odd_pair(lambda m, x: (m.b(m.a(x)), torch.zeros(2, dtype=m.a.weight.dtype)), x34())
+    x = x34()
+    split(x)
+    for model in (unsplit, split):
+        model.a.register_forward_hook(lambda module, args, out: out * 10)
+    assert torch.equal(unsplit(x)[0].cpu(), split(x)[0].cpu())
+    unsplit.double()
+    split.double()
+    assert split(x.double())[1].dtype == torch.float64
+
+
+def test_outputs_return_to_the_inputs_and_not_to_a_tables_device(cluster) -> None:
+    _, split = odd_pair(lambda m, x: m.table.to(x.device) + m.b(m.a(x)), x34())
+    assert str(split(x34()).device) == "sim:0"
+
+
+def test_an_input_from_elsewhere_is_written(cluster) -> None:
+    def write(m, x, y):
+        h = m.a(x)
+        y.add_(1)
+        return m.b(h) + y.sum()
+
+    _, split = odd_pair(write, x34(), x34())
+    y = torch.zeros(3, 4)
+    split(x34(), y)
+    assert torch.equal(y, torch.ones(3, 4))
+
+
+def test_a_write_into_the_callers_dict_is_refused(cluster) -> None:
+    def keep(m, x, cache):
+        cache["h"] = m.a(x)
+        return m.b(cache["h"])
+
+    _, split = odd_pair(keep, x34(), {})
+    with pytest.raises(autosplit.CaptureError, match="writes into a list or dict"):
+        split(x34(), {})
+
+
+def test_a_counter_in_python_does_not_recapture_without_end(cluster) -> None:
+    def count(m, x):
+        m.n = getattr(m, "n", 0) + 1
+        return m.b(m.a(x)) * m.n
+
+    unsplit, split = odd_pair(count, x34())
+    unsplit.n = split.n = 0
+    for _ in range(70):
+        x = x34()
+        assert torch.equal(unsplit(x).cpu(), split(x).cpu())
+
+
+def test_a_dropped_split_frees_its_memory() -> None:
+    with sim.cluster("2x64MiB") as cluster:
+        for _ in range(2):
+            model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+            known, x = weakref.ref(model), torch.randn(2, 256).to("sim:0")
+            split = autosplit.partition(model, cluster.devices, (x,), placement={"0": "sim:0", "1": "sim:1"})
+            split(x)
+            del model, split, x
+            gc.collect()
+            assert known() is None
+        assert cluster.allocated_bytes("sim:1") == 0
