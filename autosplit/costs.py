@@ -91,11 +91,12 @@ def _collect(program: Program) -> dict[str, _Flow]:
     """Every value that is made or read, with its readers in program order."""
     flows: dict[str, _Flow] = {}
     placed = set(program.nodes)
+    returned = {value for i, value in enumerate(program.output.args[0]) if program.returns(i)}  # type: ignore[arg-type]
     for node in program.graph_module.graph.nodes:
         for value in program.reads[node].values():
             if node in placed and program.facts[value.node].is_tensor:
                 _read(program, flows, value, node)
-            elif node is program.output and (value.producer or program.sources[value.node]):
+            elif node is program.output and value.node in returned and (value.producer or program.sources[value.node]):
                 flows.setdefault(value.name, _Flow(value, _home(program, flows, value))).is_output = True
         if node in placed and program.facts[node].is_tensor:
             value = Value(program.names[node], node, node, program.facts[node].leaves[0].requires_grad)
@@ -165,8 +166,10 @@ def _tensor(program: Program, flow: _Flow, useful: set[fx.Node], optimizer: Opti
 
 
 def _kind(node: fx.Node, source: Input | None) -> TensorKind:
-    if source is not None and source.kind in ("parameter", "buffer"):
-        return source.kind
+    if source is not None and source.is_weight:
+        return "parameter" if source.kind == "parameter" else "buffer"
+    if source is not None and source.kind == "state":
+        return "buffer"  # it lives on its reader's device before and after
     return "input" if node.op in ("placeholder", "get_attr") else "activation"
 
 

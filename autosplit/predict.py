@@ -59,6 +59,7 @@ def predict_memory(
     *,
     cluster: Cluster,
     io_device: str,
+    arrivals: Mapping[int, str],
     mode: Mode,
     optimizer: OptimizerFactory | None,
 ) -> dict[str, Footprint]:
@@ -71,6 +72,7 @@ def predict_memory(
             placed and stepped decides how memory is fragmented.
         cluster: devices and their capacities.
         io_device: where the caller's inputs are.
+        arrivals: device of the inputs, by place, that are elsewhere.
         mode: "infer" or "train".
         optimizer: makes the optimizer of one device's parameters; None trains without one.
 
@@ -83,7 +85,7 @@ def predict_memory(
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
         with tracker, forms:
             given = {  # by place: two inputs may have the same name
-                i: source.spec.empty(devices[io_device])
+                i: source.spec.empty(devices[arrivals.get(i, io_device)])
                 for i, source in enumerate(inputs)
                 if source.spec is not None and not source.is_weight
             }

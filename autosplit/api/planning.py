@@ -15,7 +15,7 @@ from autosplit import estimate
 from autosplit.capture import Frontend
 from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster, Device
-from autosplit.emit import assign, check_split, rewrite
+from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import CostGraph, Mode
 from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory
@@ -121,6 +121,11 @@ class Problem:
         last = self.cluster.names[0]
         return {name: (last := homes.get(name, last)) for name in self.weights}
 
+    def arrivals(self, assignment: Assignment) -> dict[int, str]:
+        """Device of the inputs, by place, that are state: they live with their readers."""
+        inputs = self.program.inputs.items()
+        return {i: assignment.devices[node] for i, (node, source) in enumerate(inputs) if source.kind == "state"}
+
     def evaluate(self, placement: Placement) -> Candidate:
         """Emit the program for a placement and run it on fakes."""
         check_placement(self.graph, placement.devices, self.cluster)
@@ -129,15 +134,17 @@ class Problem:
         emitted = rewrite(self.program, assignment, fake_devices(self.cluster), self.io_device)
         transfers = estimate.transfers(self.graph, placement.devices, self.cluster, io_device=self.io_device)
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
-        footprints = predict_memory(
-            emitted.graph_module.forward,
-            list(self.program.inputs.values()),
-            {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
-            cluster=self.cluster,
-            io_device=self.io_device,
-            mode=self.request.mode,
-            optimizer=self.factory,
-        )
+        with self.program.casting():
+            footprints = predict_memory(
+                emitted.graph_module.forward,
+                list(self.program.inputs.values()),
+                {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
+                cluster=self.cluster,
+                io_device=self.io_device,
+                arrivals=self.arrivals(assignment),
+                mode=self.request.mode,
+                optimizer=self.factory,
+            )
         return Candidate(placement, homes, transfers, footprints)
 
 

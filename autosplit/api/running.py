@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from autosplit.capture import Frontend
+from autosplit.capture import Compile, Frontend, Run
 from autosplit.device import HOST
 from autosplit.emit import Emitted, assign, check_split, rewrite
 from autosplit.hardware import torch_devices
@@ -37,34 +37,34 @@ class Caller:
         return self._frontend(*args, **kwargs)
 
 
-def _compiler(plan: Plan, model: nn.Module) -> Callable[[Program], Callable[..., Any]]:
-    """Makes what runs one captured program, emitted once for each device that inputs come from.
+def _compiler(plan: Plan, model: nn.Module) -> Compile:
+    """Makes what runs one captured program, emitted once for each set of devices that its inputs come from.
 
     Dynamo keeps it for good, so it knows the model by a weak reference.
     """
     known = weakref.ref(model)
+    devices = torch_devices(plan.cluster)
+    present = {device: name for name, device in devices.items() if name != HOST}
 
-    def compile_program(program: Program) -> Callable[..., Any]:
-        emitted: dict[torch.device, Emitted] = {}
-        sources = list(program.inputs.values())
-        movable = [i for i, source in enumerate(sources) if source.kind in ("input", "constant")]
-        given = [i for i in movable if sources[i].kind == "input"] or movable
-        written = _written(program)
+    def compile_program(program: Program) -> Run:
+        emitted: dict[tuple[torch.device, ...], Emitted] = {}
+        movable = [i for i, source in enumerate(program.inputs.values()) if source.moves]
 
-        def run(*inputs: Any) -> Any:
-            io_device = inputs[given[0]].device if given else torch.device("cpu")
-            if io_device not in emitted:
-                emitted[io_device] = _emit(plan, program, io_device)
+        def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
+            arrived = list(inputs)
+            strangers = [i for i in movable if inputs[i].device != io_device and inputs[i].device not in present]
+            for i in strangers:
+                arrived[i] = inputs[i].to(io_device)
+            key = (io_device, *(arrived[i].device for i in movable))
+            if key not in emitted:
+                names = {i: present.get(arrived[i].device, HOST) for i in movable}
+                emitted[key] = _emit(plan, program, io_device, names)
             current = known()
             if current is not None:
-                note_graph_module(current, emitted[io_device].graph_module)
-            arrived = list(inputs)
-            moved = [i for i in movable if inputs[i].device != io_device]
-            for i in moved:
-                arrived[i] = inputs[i].to(io_device)
-            outputs = emitted[io_device].graph_module.forward(*arrived)
-            for i in moved:
-                if i in written:
+                note_graph_module(current, emitted[key].graph_module)
+            outputs: Sequence[Any] = emitted[key].graph_module.forward(*arrived)
+            for i in strangers:
+                if i in program.written_inputs:
                     inputs[i].copy_(arrived[i])  # the caller's own tensor is what the model wrote to
             return outputs
 
@@ -73,17 +73,10 @@ def _compiler(plan: Plan, model: nn.Module) -> Callable[[Program], Callable[...,
     return compile_program
 
 
-def _written(program: Program) -> set[int]:
-    """Places of the inputs that the program writes in place."""
-    storages = frozenset().union(*(facts.writes for facts in program.facts.values()))
-    leaves = [program.facts[node].leaves for node in program.inputs]
-    return {i for i, tensors in enumerate(leaves) if any(leaf.storage in storages for leaf in tensors)}
-
-
-def _emit(plan: Plan, program: Program, io_device: torch.device) -> Emitted:
+def _emit(plan: Plan, program: Program, io_device: torch.device, arrivals: Mapping[int, str]) -> Emitted:
     devices = torch_devices(plan.cluster)
     io_name = str(io_device) if str(io_device) in devices else HOST
     devices[HOST] = io_device if io_name == HOST else devices[HOST]
-    emitted = rewrite(program, assign(program, plan.placement, plan.weights, io_name), devices, io_name)
+    emitted = rewrite(program, assign(program, plan.placement, plan.weights, io_name), devices, io_name, arrivals)
     check_split(emitted)
     return emitted

@@ -44,7 +44,13 @@ class Emitted:
     location: dict[fx.Node, str] = field(default_factory=dict)
 
 
-def rewrite(program: Program, assignment: Assignment, devices: Mapping[str, torch.device], io_device: str) -> Emitted:
+def rewrite(
+    program: Program,
+    assignment: Assignment,
+    devices: Mapping[str, torch.device],
+    io_device: str,
+    arrivals: Mapping[int, str] | None = None,
+) -> Emitted:
     """Rewrite ``program`` so that each node runs on its device.
 
     Args:
@@ -52,18 +58,25 @@ def rewrite(program: Program, assignment: Assignment, devices: Mapping[str, torc
         assignment: device name by node.
         devices: the torch device for each name, "host" included.
         io_device: name of the device that inputs arrive on and outputs return to.
+        arrivals: device name of the placeholders, by place, that arrive elsewhere; state arrives where it is read.
     """
-    return _Rewriter(program, assignment.devices, devices, io_device).run()
+    return _Rewriter(program, assignment.devices, devices, io_device, arrivals or {}).run()
 
 
 class _Rewriter:
     def __init__(
-        self, program: Program, assigned: Mapping[fx.Node, str], devices: Mapping[str, torch.device], io_device: str
+        self,
+        program: Program,
+        assigned: Mapping[fx.Node, str],
+        devices: Mapping[str, torch.device],
+        io_device: str,
+        arrivals: Mapping[int, str],
     ) -> None:
         self.program = program
         self.assigned = assigned
         self.devices = devices
         self.io_device = io_device
+        self.arrivals = {node: arrivals[i] for i, node in enumerate(program.inputs) if i in arrivals}
         self.index = {name: i for i, name in enumerate(devices)}
         self.graph = fx.Graph()
         self.root = nn.Module()
@@ -75,7 +88,7 @@ class _Rewriter:
         for number, node in enumerate(self.program.graph_module.graph.nodes):
             if node.op == "output":
                 self.write_back()
-                self.graph.output(self.localise(node, node.args[0], self.io_device))
+                self.graph.output(tuple(self.result(node, i, value) for i, value in enumerate(node.args[0])))
             else:
                 self.env[node] = new = self.emit(number, node)
                 new.meta["value_name"] = self.program.names[node]
@@ -106,8 +119,10 @@ class _Rewriter:
 
     def arrival(self, node: fx.Node) -> str:
         """Where a placeholder's tensor is when the program starts."""
-        source = self.program.inputs[node]
-        return self.assigned.get(node, self.io_device) if source.is_weight else self.io_device
+        if node in self.arrivals:
+            return self.arrivals[node]
+        stays = self.program.inputs[node].kind in ("parameter", "buffer", "state")
+        return self.assigned.get(node, self.io_device) if stays else self.io_device
 
     def constant(self, number: int, node: fx.Node) -> fx.Node:
         """A tensor or a graph that the capture holds by itself, under a name of ours."""
@@ -123,6 +138,12 @@ class _Rewriter:
         home = self.assigned.get(node, self.io_device)
         self.root.register_buffer(name, held.to(self.devices[home]) if not _is_fake(held) else held)
         return self.at(self.graph.create_node("get_attr", name), home)
+
+    def result(self, output: fx.Node, place: int, value: Any) -> Any:
+        """One output: with the caller's tensors if the caller receives it, else where it was computed."""
+        if self.program.returns(place) or not isinstance(value, fx.Node):
+            return self.localise(output, value, self.io_device)
+        return self.env[value]
 
     def localise(self, reader: fx.Node, arguments: Any, name: str) -> Any:
         """The arguments with every tensor as the reader on device ``name`` sees it: itself, or its copy there."""

@@ -7,8 +7,12 @@ tensors: no kernel runs and no memory is taken.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import fx
 
 from autosplit.graph import Mode
@@ -43,15 +47,32 @@ class Program:
         graph_module: torch-level fx graph; parameters and buffers are placeholders, as Dynamo hands them over.
         inputs: what each placeholder is, in order.
         mode: "train" records what autograd saves.
+        prefix: path of the captured module in the whole model, "" for the whole.
+        autocast: the dtype that the caller's autocast casts to, None when it is off.
+
+    Attributes:
+        returned: places of the outputs that the caller receives; the others stay where they are computed, as what
+            forward puts into a KV cache does. None when that is not known yet.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, inputs: Iterable[Input], mode: Mode) -> None:
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        inputs: Iterable[Input],
+        mode: Mode,
+        *,
+        prefix: str = "",
+        autocast: torch.dtype | None = None,
+    ) -> None:
         graph = graph_module.graph
         self.graph_module = graph_module
         self.mode: Mode = mode
+        self.autocast = autocast
+        self.returned: frozenset[int] | None = None
         self.inputs: dict[fx.Node, Input] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
-        self.names: dict[fx.Node, str] = stable_names(graph, self.inputs)
-        self.facts: dict[fx.Node, Facts] = analyse(graph_module, list(self.inputs.values()), mode)
+        self.names: dict[fx.Node, str] = stable_names(graph, self.inputs, prefix)
+        with self.casting():
+            self.facts: dict[fx.Node, Facts] = analyse(graph_module, list(self.inputs.values()), mode)
         self.reads: dict[fx.Node, dict[fx.Node, Value]] = read_values(graph, self.facts, self.names)
 
     @cached_property
@@ -77,6 +98,28 @@ class Program:
     def groups(self) -> list[list[fx.Node]]:
         """Nodes and sources that must stay on one device, two or more a group, in program order."""
         return stay_together(self.graph_module.graph, self.facts, self.sources, set(self.nodes))
+
+    @cached_property
+    def written_inputs(self) -> frozenset[int]:
+        """Places of the placeholders whose storage the program writes in place."""
+        written = frozenset().union(*(facts.writes for facts in self.facts.values()))
+        leaves = [self.facts[node].leaves for node in self.inputs]
+        return frozenset(i for i, tensors in enumerate(leaves) if any(leaf.storage in written for leaf in tensors))
+
+    def mark_state(self, places: Iterable[int]) -> None:
+        """These placeholders, by place, are state that an object keeps between calls: it stays with its readers."""
+        nodes = list(self.inputs)
+        for place in places:
+            if self.inputs[nodes[place]].kind == "input":
+                self.inputs[nodes[place]] = replace(self.inputs[nodes[place]], kind="state")
+
+    def returns(self, place: int) -> bool:
+        """Whether the caller receives the output at ``place``."""
+        return self.returned is not None and place in self.returned
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """The caller's autocast, for running the graph on the logical CPU."""
+        return nullcontext() if self.autocast is None else torch.autocast("cpu", dtype=self.autocast)
 
     @property
     def output(self) -> fx.Node:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-InputKind = Literal["parameter", "buffer", "input", "constant", "size"]
+InputKind = Literal["parameter", "buffer", "input", "state", "constant", "size"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Spec:
 class Input:
     """One placeholder of the graph: what it is, its name (as in state_dict for weights) and its form.
 
-    ``value`` is the number that a "size" input had at capture.
+    "state" is held by an object that the caller passes and forward writes to, such as a KV cache; ``value`` is the
+    number that a "size" input had at capture.
     """
 
     kind: InputKind
@@ -49,6 +50,11 @@ class Input:
     def is_weight(self) -> bool:
         """Parameters and buffers of the model."""
         return self.kind in ("parameter", "buffer")
+
+    @property
+    def moves(self) -> bool:
+        """A tensor of the caller: it may be on any device when a call comes."""
+        return self.kind in ("input", "state", "constant")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ _CONTROL_WORDS = ("autocast", "_set_grad_enabled", "inference_mode", "_saved_ten
 _STEP = re.compile(r"\._modules\[(?P<q>['\"])(?P<name>.*?)(?P=q)\]|\[(?P<q2>['\"]?)(?P<item>.*?)(?P=q2)\]")
 
 
-def stable_names(graph: fx.Graph, inputs: Mapping[fx.Node, Input]) -> dict[fx.Node, str]:
+def stable_names(graph: fx.Graph, inputs: Mapping[fx.Node, Input], prefix: str = "") -> dict[fx.Node, str]:
     """Name of each node: "weight/NAME" and "input/NAME" for placeholders, else "MODULE.PATH/OPERATOR#ORDINAL".
+
+    ``prefix`` is the path of the captured module in the whole model.
 
     The model's own names stay data: they are never used as identifiers in emitted code.
     """
@@ -24,7 +26,7 @@ def stable_names(graph: fx.Graph, inputs: Mapping[fx.Node, Input]) -> dict[fx.No
         if node.op == "placeholder":
             base = f"{'weight' if inputs[node].is_weight else 'input'}/{inputs[node].name}"
         else:
-            base = f"{module_path(node)}/{operator_name(node)}"
+            base = f"{'.'.join(filter(None, (prefix, module_path(node))))}/{operator_name(node)}"
         counts[base] = counts.get(base, 0) + 1
         names[node] = base if counts[base] == 1 else f"{base}#{counts[base]}"
     return names

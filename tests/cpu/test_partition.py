@@ -417,14 +417,34 @@ def test_an_input_from_elsewhere_is_written(cluster) -> None:
     assert torch.equal(y, torch.ones(3, 4))
 
 
-def test_a_write_into_the_callers_dict_is_refused(cluster) -> None:
-    def keep(m, x, cache):
+def test_a_write_into_the_callers_dict_and_list_is_seen(cluster) -> None:
+    def keep(m, x, cache, log):
         cache["h"] = m.a(x)
+        cache["x"] = x
+        log.append(len(log))
         return m.b(cache["h"])
 
-    _, split = odd_pair(keep, x34(), {})
-    with pytest.raises(autosplit.CaptureError, match="writes into a list or dict"):
-        split(x34(), {})
+    unsplit, split = odd_pair(keep, x34(), {}, [])
+    x, want, have, log = x34(), {}, {}, ["before"]
+    unsplit(x.to("sim:0"), want, [])
+    split(x, have, log)
+    assert list(have) == ["h", "x"]
+    assert torch.equal(have["h"].cpu(), want["h"].cpu())
+    assert have["x"] is x
+    assert log == ["before", 1]
+
+
+def test_inputs_kept_on_an_attribute_are_the_callers(cluster) -> None:
+    def keep(m, x):
+        m.last, m.seen = x, [x]
+        return m.b(m.a(x))
+
+    _, split = odd_pair(keep, x34())
+    assert not hasattr(split, "last")  # planning leaves no trace
+    x = x34()
+    split(x)
+    assert split.last is x
+    assert split.seen[0] is x
 
 
 def test_a_counter_in_python_does_not_recapture_without_end(cluster) -> None:

@@ -1,0 +1,80 @@
+"""How Dynamo is called: with code and globals of our own, under settings of our own, its errors in our words."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import logging
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import nn
+
+from autosplit.errors import AutosplitError, CaptureError
+
+_RECOMPILE_LIMIT = 64
+_LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
+_RAISED = re.compile(r"got (\w+\(.*\))")  # how Dynamo quotes what an operator raised
+_serial = itertools.count()
+
+
+def compile_entry(backend: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function of (model, forward, args, kwargs) that calls ``backend`` for the one graph of a call.
+
+    Dynamo keeps its caches and its memory of dynamic sizes by code object, and what it compiled in the globals: each
+    entry has code and globals of its own, which go with it, and no other compiled function sees them.
+    """
+    code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
+    entry = types.FunctionType(code, {"__name__": __name__, "__builtins__": builtins})
+    compiled: Callable[..., Any] = torch.compile(entry, backend=backend, fullgraph=True)
+    return compiled
+
+
+def dynamo_settings() -> AbstractContextManager[Any]:
+    """Dynamo's configuration while one of our captures or compiled calls runs."""
+    logger = logging.Logger
+    ignored = {getattr(logger, name) for name in _LOG_METHODS if hasattr(logger, name)}
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
+        allow_rnn=True,
+        allow_unspec_int_on_nn_module=True,
+        skip_nnmodule_hook_guards=False,
+        specialize_float=True,
+        recompile_limit=_RECOMPILE_LIMIT,
+        ignore_logging_functions=ignored,
+    )
+    return patch
+
+
+@contextmanager
+def as_capture_error(model: nn.Module) -> Iterator[None]:
+    """Dynamo's errors inside become a CaptureError that names the line."""
+    try:
+        yield
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+        cause = getattr(error, "inner_exception", None)
+        if isinstance(cause, AutosplitError):
+            raise cause from None
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    return forward(self, *args, **kwargs)
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    stack = getattr(error, "real_stack", None)
+    where = f" at {stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else ""
+    if isinstance(error, torch._dynamo.exc.TorchRuntimeError):
+        said = _RAISED.search(str(error))
+        reason = said[1] if said is not None else str(error).strip().split("\n")[0]
+        return f"{type(model).__name__}.forward raised while it was traced{where}: {reason}; check the inputs' shapes"
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"{type(model).__name__}.forward cannot be captured as one graph{where}: {reason}; "
+        "rewrite that line without data-dependent Python, or split the model around it by hand"
+    )

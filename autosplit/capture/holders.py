@@ -1,0 +1,213 @@
+"""Tensors in nested values and in the objects that hold them (a KV cache, a dataclass): replaced, and put back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+Visit = Callable[[torch.Tensor, bool], torch.Tensor]
+"""Replaces a tensor; told whether it came by plain containers only: tuples, lists, dicts and dataclasses."""
+
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout, torch.Generator,
+    types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, nn.Module,
+)  # fmt: skip
+_LONG = 1024  # a list this long that starts with a number or a word is data, not a holder of tensors
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in an object or container where a tensor is held."""
+
+    holder: Any
+    key: Any
+
+    def get(self) -> Any:
+        """What is there now; None when the place is gone."""
+        if isinstance(self.holder, (list, dict)):
+            try:
+                return self.holder[self.key]
+            except (KeyError, IndexError):
+                return None
+        return getattr(self.holder, self.key, None)
+
+    def set(self, value: Any) -> None:
+        """Put ``value`` there."""
+        if isinstance(self.holder, (list, dict)):
+            self.holder[self.key] = value
+        elif hasattr(self.holder, "__dict__") and self.key in self.holder.__dict__:
+            self.holder.__dict__[self.key] = value  # a frozen dataclass, too
+        else:
+            setattr(self.holder, self.key, value)
+
+
+class Exchange:
+    """Replaces every tensor in nested values.
+
+    Tuples are rebuilt. Lists and dicts of the caller are copied, so that no other thread sees the replacements, and
+    what was done to the copies is done to the originals by ``put_back``. Any other object keeps its identity: the
+    tensors it holds are replaced in place.
+
+    Args:
+        visit: gives the replacement of a tensor.
+        copies: copy plain lists and dicts, rather than change them in place.
+    """
+
+    def __init__(self, visit: Visit, *, copies: bool) -> None:
+        self._visit = visit
+        self._copies = copies
+        self._seen: dict[int, Any] = {}
+        self._alive: list[Any] = []  # so that ids stay theirs
+        self._copied: list[tuple[Any, Any, list[Any]]] = []
+        self.slots: list[tuple[Slot, Any, Any]] = []  # with what was there, and what is there instead
+
+    def __call__(self, value: Any, plain: bool = True) -> Any:
+        """``value`` with every tensor replaced."""
+        if isinstance(value, torch.Tensor):
+            return self._visit(value, plain)
+        if _is_atom(value):
+            return value
+        if id(value) in self._seen:
+            return self._seen[id(value)]
+        self._alive.append(value)
+        if isinstance(value, tuple):
+            self._seen[id(value)] = rebuilt = self._tuple(value, plain)
+            return rebuilt
+        if self._copies and plain and type(value) in (list, dict):
+            return self._copy(value)
+        self._seen[id(value)] = value
+        for slot, held in list(_held(value)):
+            self._in_place(slot, held, plain and _is_plain(value))
+        return value
+
+    def put_back(self, real: Mapping[int, torch.Tensor]) -> None:
+        """Undo the replacements, but for what was put in their place meanwhile.
+
+        Args:
+            real: the tensor that each replacement stands for, by the replacement's id.
+        """
+        for slot, was, instead in self.slots:
+            now = slot.get()
+            if now is instead:
+                slot.set(was)
+            elif id(now) in real:
+                slot.set(real[id(now)])
+        originals = {id(copied): original for original, copied, _ in self._copied}
+        for original, copied, before in self._copied:
+            after = _items(copied)
+            if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
+                _refill(original, copied, lambda item: real.get(id(item), originals.get(id(item), item)))
+
+    def originals(self) -> dict[int, Any]:
+        """The caller's list or dict by the id of its copy."""
+        return {id(copied): original for original, copied, _ in self._copied}
+
+    def _tuple(self, value: tuple[Any, ...], plain: bool) -> Any:
+        items = [self(item, plain) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        rebuilt = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        self._alive.append(rebuilt)
+        return rebuilt
+
+    def _copy(self, value: Any) -> Any:
+        copied: Any = type(value)()
+        self._seen[id(value)] = copied
+        if isinstance(value, dict):
+            copied.update({key: self(item) for key, item in value.items()})
+        elif not _is_data(value):
+            copied.extend(self(item) for item in value)
+        else:
+            copied.extend(value)
+        self._copied.append((value, copied, _items(copied)))
+        return copied
+
+    def _in_place(self, slot: Slot, held: Any, plain: bool) -> None:
+        new = self(held, plain)
+        if new is not held:
+            self.slots.append((slot, held, new))
+            slot.set(new)
+
+
+class Snapshot:
+    """What objects hold, to be put back as it was: planning leaves no trace.
+
+    Args:
+        values: everything that mutable objects reached from here hold is remembered; tensors' data are not.
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self._before: list[tuple[Any, Any]] = []
+        seen: set[int] = set()
+        pending = list(values)
+        while pending:
+            value = pending.pop()
+            if isinstance(value, torch.Tensor) or _is_atom(value) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            state = value if isinstance(value, (list, dict, set)) else getattr(value, "__dict__", None)
+            if isinstance(state, (list, dict, set)):
+                self._before.append((state, state.copy()))
+            pending += [held for _, held in _held(value)]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for state, before in self._before:
+            if isinstance(state, list):
+                state[:] = before
+            elif _differs(state, before):
+                state.clear()
+                state.update(before)
+
+
+def _differs(state: Any, before: Any) -> bool:
+    if isinstance(state, set):
+        return bool(state != before)
+    return list(state) != list(before) or any(state[key] is not before[key] for key in before)
+
+
+def _held(value: Any) -> Iterable[tuple[Slot, Any]]:
+    """The places of a container or an object, with what they hold."""
+    if isinstance(value, tuple):
+        return [(Slot(value, i), item) for i, item in enumerate(value)]
+    if isinstance(value, list):
+        return [] if _is_data(value) else [(Slot(value, i), item) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return [(Slot(value, key), item) for key, item in value.items()]
+    if hasattr(value, "__dict__"):
+        return [(Slot(value, key), item) for key, item in vars(value).items()]
+    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+    return [(Slot(value, key), getattr(value, key)) for key in slots if hasattr(value, key)]
+
+
+def _is_atom(value: Any) -> bool:
+    return isinstance(value, _ATOMS) or type(value).__module__.startswith("autosplit.")  # our own state is not theirs
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (list, dict)) or dataclasses.is_dataclass(value)
+
+
+def _is_data(value: list[Any]) -> bool:
+    return len(value) > _LONG and isinstance(value[0], _ATOMS)
+
+
+def _items(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [part for pair in container.items() for part in pair]
+    return list(container)
+
+
+def _refill(original: Any, copied: Any, undo: Callable[[Any], Any]) -> None:
+    if isinstance(original, dict):
+        fresh = {key: undo(item) for key, item in copied.items()}
+        original.clear()
+        original.update(fresh)
+    else:
+        original[:] = [undo(item) for item in copied]

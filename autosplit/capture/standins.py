@@ -1,0 +1,200 @@
+"""Stand-ins: tensors of the same form on the logical CPU, with no memory of their own, for Dynamo to trace with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from autosplit.capture.holders import Exchange
+from autosplit.program import Input, Spec
+
+_UNSHARED = 4  # references to a stand-in that nobody kept: two tables, a variable, and getrefcount's own
+_WEIGHTS = ("_parameters", "_buffers", "_modules")
+
+
+class StandIns:
+    """Swaps the weights of one module, and the inputs of one call, for stand-ins, and back.
+
+    Args:
+        model: its weights are swapped.
+        names: the weights' names by id of the tensor, where they are not the model's own.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[int, str] | None = None) -> None:
+        self._model = model
+        self._names = names or {}
+        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._held: list[torch.Tensor] = []
+        self._made: dict[int, torch.Tensor] = {}  # stand-in by id of the real weight
+        self.weights: dict[int, Input] = {}  # by id of the stand-in
+        self.real: dict[int, torch.Tensor] = {}  # by id of the stand-in, during a call
+
+    @contextmanager
+    def swapped(self, *, keep: bool = True) -> Iterator[None]:
+        """Stand-ins are in place inside, the real weights outside, exception or not.
+
+        ``keep`` what forward assigned to a buffer; else every slot is as it was.
+        """
+        if not self._current():
+            self._make()
+        held, made = self._held, self._made
+        self.real = {id(made[id(tensor)]): tensor for tensor in held}
+        for (tensors, key), tensor in zip(self._slots, held, strict=True):
+            tensors[key] = made[id(tensor)]
+        try:
+            yield
+        finally:
+            for (tensors, key), tensor in zip(self._slots, held, strict=True):
+                now = self.real.get(id(tensors.get(key)), tensors.get(key)) if keep else tensor
+                if now is not tensor and isinstance(now, torch.Tensor):
+                    now = now.to(tensor.device)  # a buffer that forward assigned stays at home
+                tensors[key] = now
+            self.real = {}
+
+    def of_inputs(self, args: Any, kwargs: Any) -> Arguments:
+        """The arguments of a call with a stand-in for every tensor. Inside ``swapped``."""
+        return Arguments(self._model, args, kwargs, {id(real): self._made[id(real)] for real in self._held}, self.real)
+
+    def _current(self) -> bool:
+        """No slot got another tensor, and no requires_grad changed, since the stand-ins were made."""
+        return bool(self._slots) and all(
+            tensors.get(key) is tensor and _same_form(self._made[id(tensor)], tensor)
+            for (tensors, key), tensor in zip(self._slots, self._held, strict=True)
+        )
+
+    def _make(self) -> None:
+        self._slots = [
+            (tensors, key)
+            for module in self._model.modules()
+            for tensors in (module._parameters, module._buffers)
+            for key, tensor in tensors.items()
+            if tensor is not None
+        ]
+        self._held = [tensors[key] for tensors, key in self._slots]
+        self._made = {}
+        for tensor in self._held:
+            if id(tensor) not in self._made:
+                self._made[id(tensor)] = stand_in(tensor)
+        self.weights = {}
+        for name, tensor in self._model.named_parameters():
+            self._name("parameter", name, tensor)
+        for name, tensor in self._model.named_buffers():
+            self._name("buffer", name, tensor)
+
+    def _name(self, kind: Any, name: str, tensor: torch.Tensor) -> None:
+        self.weights[id(self._made[id(tensor)])] = Input(kind, self._names.get(id(tensor), name), Spec.of(tensor))
+
+
+class Arguments:
+    """The arguments of one call while they are swapped for stand-ins.
+
+    Attributes:
+        args, kwargs: what to call with.
+        device: where the first tensor is that came by plain containers; None when none did.
+        objects: ids of the stand-ins that are held by an object, such as a KV cache.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any,
+        kwargs: Any,
+        known: Mapping[int, torch.Tensor],
+        real: dict[int, torch.Tensor],
+    ) -> None:
+        self.device: torch.device | None = None
+        self.objects: set[int] = set()
+        self._model = model
+        self._real = real
+        self._made = dict(known)
+        self._own: list[torch.Tensor] = []
+        self._exchange = Exchange(self._swap, copies=True)
+        self.args = tuple(self._exchange(value) for value in args)
+        self.kwargs = {key: self._exchange(value) for key, value in kwargs.items()}
+
+    def changed(self) -> set[int]:
+        """Ids of the stand-ins in whose place an object now holds something else."""
+        return {id(instead) for slot, _, instead in self._exchange.slots if slot.get() is not instead}
+
+    def finish(self, result: Any = None) -> Any:
+        """Put the real tensors back, also where the model kept an input; ``result`` with the real tensors in it."""
+        self.args, self.kwargs = (), {}
+        self._exchange.put_back(self._real)
+        originals = self._exchange.originals()
+        del self._exchange
+        if isinstance(result, torch.Tensor):
+            result = self._real.get(id(result), result)
+        else:
+            result = Exchange(self._restored, copies=False)(originals.get(id(result), result))
+        if any(sys.getrefcount(tensor) > _UNSHARED for tensor in self._own):
+            self._clean()
+        return result
+
+    def _clean(self) -> None:
+        """Put the real input wherever forward kept its stand-in: in an attribute of a module, or in a list there."""
+        exchange = Exchange(self._restored, copies=False)
+        for module in self._model.modules():
+            for key, value in list(vars(module).items()):
+                if key not in _WEIGHTS:
+                    restored = exchange(value)
+                    if restored is not value:
+                        module.__dict__[key] = restored
+
+    def _swap(self, tensor: torch.Tensor, plain: bool) -> torch.Tensor:
+        if plain and self.device is None:
+            self.device = tensor.device
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = made = stand_in(tensor)
+            self._own.append(made)
+            self._real[id(made)] = tensor
+            if not plain:
+                self.objects.add(id(made))
+        return self._made[id(tensor)]
+
+    def _restored(self, tensor: torch.Tensor, _: bool) -> torch.Tensor:
+        return self._real.get(id(tensor), tensor)
+
+
+class _NonLeaf(torch.autograd.Function):
+    """Makes the stand-in of a tensor that was computed: a leaf must not be written in place, such a tensor may."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: torch.Tensor) -> torch.Tensor:
+        made = torch.empty_strided(tuple(leaf.shape), tuple(leaf.stride()), dtype=leaf.dtype)
+        if made.dim():
+            made.untyped_storage().resize_(0)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise AssertionError("a stand-in has no gradient")
+
+
+def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor of the same form whose storage is empty; a Parameter for a Parameter."""
+    with torch.inference_mode(False):
+        made = torch.empty_strided(tuple(tensor.shape), tuple(tensor.stride()), dtype=tensor.dtype, device="cpu")
+        if tensor.dim():
+            made.untyped_storage().resize_(0)
+        else:
+            made.zero_()  # Dynamo looks at the value of a number
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            made.__dict__.update(tensor.__dict__)  # what users hang on a parameter
+            return made
+        if not tensor.requires_grad:
+            return made
+        made.requires_grad_()
+        if tensor.is_leaf:
+            return made
+        with torch.enable_grad():
+            return _NonLeaf.apply(made)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it untyped
+
+
+def _same_form(made: torch.Tensor, tensor: torch.Tensor) -> bool:
+    return made.requires_grad == tensor.requires_grad and made.dtype == tensor.dtype and made.shape == tensor.shape
