@@ -15,8 +15,9 @@ from autosplit.units import format_bytes
 
 Strategy = Literal["single", "replicate", "split"]
 Objective = Literal["latency", "throughput", "memory"]
+Rung = Literal["graph", "graphs", "opaque", "modules"]
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 MAX_PLAN_BYTES = 64 * 2**20
 
 
@@ -92,6 +93,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         placement: device name by node name, in program order.
         weights: home device by name of parameter or buffer, as in state_dict and named_buffers.
         transfers: forward transfers in program order.
+        capture: how the model is run: "graph" (one graph), "graphs" (several, Python between them), "opaque" (some
+            modules run as they are), "modules" (all do, each on the device of its weights).
+        parts: paths of the modules that are graphs of their own.
         objective, value, bound: as in Placement.
         prediction: cost of one step.
         reason: one line: why this strategy.
@@ -107,6 +111,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     placement: dict[str, str]
     weights: dict[str, str]
     transfers: tuple[Transfer, ...]
+    capture: Rung = "graph"
+    parts: tuple[str, ...] = ()
     objective: Objective
     value: int
     bound: int

@@ -39,8 +39,9 @@ def install(model: nn.Module, state: SplitState) -> None:
 
 
 def note_graph_module(model: nn.Module, graph_module: fx.GraphModule) -> None:
-    """Keep the graph that ``model`` runs, for ``split.graph_module``."""
-    model.__dict__[_STATE].graph_module = graph_module
+    """Keep the graph that ``model`` runs, for ``split.graph_module``; a part of a model keeps none."""
+    if _STATE in model.__dict__:
+        model.__dict__[_STATE].graph_module = graph_module
 
 
 def unsplit_class(model: nn.Module) -> type[nn.Module]:
@@ -105,7 +106,10 @@ def _plan(model: nn.Module) -> Plan:
 
 
 def _graph_module(model: nn.Module) -> fx.GraphModule:
-    graph_module: fx.GraphModule | None = model.__dict__[_STATE].graph_module
+    state: SplitState = model.__dict__[_STATE]
+    graph_module = state.graph_module
+    if state.plan is not None and state.plan.capture != "graph":
+        raise PlanError(f"this model runs as {len(state.plan.parts)} graphs, not one: see split.plan.parts")
     if graph_module is None:
         raise PlanError("not emitted yet: call the model once")
     return graph_module

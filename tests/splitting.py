@@ -32,7 +32,8 @@ def split_at_random(
         device = rng.choice([device, *devices])
         wanted[program.names[node]] = device
     request = Request(resolve(devices), mode, placement=wanted, optimizer="sgd")
-    return apply_captured(model, make_plan(model, frontend, args, kwargs, request), frontend)
+    plan, captured = make_plan(model, frontend, args, kwargs, request)
+    return apply_captured(model, plan, frontend, captured)
 
 
 def sums_may_reorder(split: nn.Module) -> bool:

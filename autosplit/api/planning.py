@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autosplit import estimate
-from autosplit.capture import Frontend
+from autosplit.capture import Captured, Frontend, climb
 from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster, Device
 from autosplit.emit import Assignment, assign, check_split, rewrite
@@ -25,6 +25,7 @@ from autosplit.placement import (
     Placement,
     Plan,
     Prediction,
+    Rung,
     Strategy,
     Transfer,
     check_placement,
@@ -53,6 +54,7 @@ class Request:
     objective: ObjectiveChoice = "auto"
     optimizer: OptimizerLike | None = None
     placement: Mapping[str, str] | None = None
+    capture: Rung | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,14 @@ class Problem:
 
     model: nn.Module
     request: Request
-    program: Program
+    captured: Captured
     io_device: str
     assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def program(self) -> Program:
+        """The call that is planned for."""
+        return self.captured.program
 
     @property
     def cluster(self) -> Cluster:
@@ -126,8 +133,21 @@ class Problem:
         inputs = self.program.inputs.items()
         return {i: assignment.devices[node] for i, (node, source) in enumerate(inputs) if source.kind == "state"}
 
+    def settled(self, placement: Placement) -> Placement:
+        """The placement as it will run: what is not in a captured graph follows its weights and inputs."""
+        if self.captured.rung == "graph":
+            return placement
+        nodes = self.graph.nodes
+        named = {name: d for name, d in placement.devices.items() if self.captured.is_planned(nodes[name].module)}
+        start = self.cluster.names[0] if self.io_device == HOST else self.io_device
+        assignment = assign(self.program, named, self.homes(placement.devices), start)
+        devices = {self.program.names[node]: assignment.devices[node] for node in self.program.nodes}
+        value = estimate.value(self.graph, devices, self.cluster, self.objective, io_device=self.io_device)
+        return msgspec.structs.replace(placement, devices=devices, value=value, bound=min(placement.bound, value))
+
     def evaluate(self, placement: Placement) -> Candidate:
         """Emit the program for a placement and run it on fakes."""
+        placement = self.settled(placement)
         check_placement(self.graph, placement.devices, self.cluster)
         homes = self.homes(placement.devices)
         assignment = assign(self.program, placement.devices, homes, self.io_device)
@@ -150,13 +170,13 @@ class Problem:
 
 def make_plan(
     model: nn.Module, frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request
-) -> Plan:
-    """Plan ``model``, captured through ``frontend``, for one form of inputs; nothing is moved or run."""
+) -> tuple[Plan, Captured]:
+    """Plan ``model``, captured through ``frontend``, for one form of inputs; nothing is moved."""
     if request.strategy == "split" and len(request.cluster.devices) == 1:
         raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
-    program = frontend.capture(args, kwargs, request.mode)
-    problem = Problem(model, request, program, _io_device(args, kwargs, request.cluster))
-    return _describe(problem, _search(problem))
+    captured = climb(frontend, args, kwargs, request.mode, request.capture)
+    problem = Problem(model, request, captured, _io_device(args, kwargs, request.cluster))
+    return _describe(problem, _search(problem)), captured
 
 
 def _io_device(args: Sequence[Any], kwargs: Mapping[str, Any], cluster: Cluster) -> str:
@@ -317,6 +337,8 @@ def _describe(problem: Problem, candidate: Candidate) -> Plan:
         placement=placement.devices,
         weights=candidate.homes,
         transfers=tuple(candidate.transfers),
+        capture=problem.captured.rung,
+        parts=tuple(problem.captured.parts),
         objective=placement.objective,
         value=placement.value,
         bound=placement.bound,
@@ -365,6 +387,22 @@ def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
     )
 
 
+def _how_captured(captured: Captured) -> list[str]:
+    """How far the model fell from one graph, and why; nothing when it did not."""
+    if captured.rung == "graph":
+        return []
+    kinds = {
+        "graphs": f"{len(captured.parts)} graphs, with plain Python between them",
+        "opaque": f"{len(captured.parts)} graphs, and modules that run as they are",
+        "modules": "no graph: every module runs as it is, each operator where its weights are",
+    }
+    said = [f"capture: {captured.rung}: {kinds[captured.rung]}"]
+    said += [f"capture: {note}" for note in captured.notes]
+    if captured.on_data:
+        said.append("capture: forward looks at data, so it was run once, where the weights are, to be planned")
+    return said
+
+
 def _assumptions(problem: Problem) -> list[str]:
     forms = [
         f"{source.name} {str(source.spec.dtype).removeprefix('torch.')}{list(source.spec.shape)}"
@@ -375,6 +413,7 @@ def _assumptions(problem: Problem) -> list[str]:
         f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
         "times: roofline estimate, unmeasured; backward taken as 2 x forward; devices work one at a time",
         "memory: what torch allocates; kernel workspaces and the device's context are not counted",
+        *_how_captured(problem.captured),
     ]
     if problem.request.mode == "train":
         said.append("training: a steady step; a loss computed outside the model is not counted")

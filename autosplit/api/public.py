@@ -6,23 +6,25 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from torch import nn
 
 from autosplit.api.planning import ObjectiveChoice, Request, StrategyChoice, make_plan
-from autosplit.api.running import Caller
-from autosplit.capture import Frontend
+from autosplit.api.running import Caller, install_parts
+from autosplit.capture import Captured, Frontend
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import Mode
 from autosplit.hardware import DevicesLike, resolve, torch_devices
 from autosplit.optimizers import OptimizerLike
-from autosplit.placement import Plan, check_plan
+from autosplit.placement import Plan, Rung, check_plan
 from autosplit.replicate import process_group_is_up, replicate
 from autosplit.runtime import SplitState, install, place_weights, unsplit_class, weight_signature
 from autosplit.verification import verify as compare
+
+CaptureChoice = Literal["auto", "graph", "graphs", "opaque", "modules"]
 
 
 def plan(
@@ -36,6 +38,7 @@ def plan(
     objective: ObjectiveChoice = "auto",
     optimizer: OptimizerLike | None = None,
     placement: Mapping[str, str] | None = None,
+    capture: CaptureChoice = "auto",
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving or running anything.
 
@@ -52,6 +55,9 @@ def plan(
             parameters to an optimizer. None in training assumes AdamW and says so.
         placement: a placement by hand: device name by module path or node name. What it leaves open follows its
             weights and inputs. It is checked and costed like any other.
+        capture: "auto" takes the model as one graph, and what that cannot be as several, at last module by module;
+            ``plan.capture`` and ``plan.assumptions`` say which and why. "graph", "graphs" and "opaque" refuse to
+            fall lower; "modules" captures nothing.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -65,9 +71,9 @@ def plan(
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement)
+    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture)
     _check_inputs(args, kwargs)
-    return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)
+    return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -85,7 +91,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan is for another model, or a weight has no data.
         DeviceError: a device of the plan is not present.
     """
-    return apply_captured(model, plan, None)
+    return apply_captured(model, plan)
 
 
 def partition(
@@ -99,6 +105,7 @@ def partition(
     objective: ObjectiveChoice = "auto",
     optimizer: OptimizerLike | None = None,
     placement: Mapping[str, str] | None = None,
+    capture: CaptureChoice = "auto",
     plan: Plan | None = None,
     verify: bool = False,
 ) -> nn.Module:
@@ -108,7 +115,7 @@ def partition(
     optimizer made before stays valid, as parameters keep their identity.
 
     Args:
-        model: any nn.Module whose forward can be captured as one graph.
+        model: any nn.Module.
         devices: devices that are present; see autosplit.hardware.resolve.
         args: as in plan.
         kwargs: as in plan.
@@ -117,6 +124,7 @@ def partition(
         objective: as in plan.
         optimizer: as in plan.
         placement: as in plan.
+        capture: as in plan; "graph" also makes a later call that cannot be captured an error.
         plan: a plan made before; it is applied as it is, and only ``devices`` is looked at beside it.
         verify: compare with the unsplit model on the example inputs (it needs a second copy of the model).
 
@@ -132,15 +140,15 @@ def partition(
     if plan is not None:
         if isinstance(plan, Plan):
             _check_devices(plan, cluster)
-        return apply_captured(model, plan, None)
-    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement)
+        return apply_captured(model, plan)
+    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
     _check_inputs(args, kwargs)
     frontend = Frontend(model, unsplit_class(model))
-    made = _decide(model, frontend, args or (), kwargs or {}, asked)
+    made, captured = _decide(model, frontend, args or (), kwargs or {}, asked)
     unsplit = copy.deepcopy(model) if verify else None
-    split = apply_captured(model, made, frontend)
+    split = apply_captured(model, made, frontend, captured, is_pinned=capture == "graph")
     if unsplit is not None:
         compare(unsplit, split, args or (), kwargs)
     return split
@@ -156,12 +164,14 @@ class _Asked:
     objective: ObjectiveChoice
     optimizer: OptimizerLike | None
     placement: Mapping[str, str] | None
+    capture: CaptureChoice
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("mode", self.mode, (None, *get_args(Mode))),
             ("strategy", self.strategy, get_args(StrategyChoice)),
             ("objective", self.objective, get_args(ObjectiveChoice)),
+            ("capture", self.capture, ("auto", *get_args(Rung))),
         ):
             if value not in known:
                 raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
@@ -169,12 +179,20 @@ class _Asked:
     def request(self, model: nn.Module) -> Request:
         """The request for the mode that the model is in now."""
         mode: Mode = self.mode or ("train" if model.training else "infer")
-        return Request(self.cluster, mode, self.strategy, self.objective, self.optimizer, self.placement)
+        return Request(
+            self.cluster,
+            mode,
+            self.strategy,
+            self.objective,
+            self.optimizer,
+            self.placement,
+            None if self.capture == "auto" else self.capture,
+        )
 
 
 def _decide(
     model: nn.Module, frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], asked: _Asked
-) -> Plan:
+) -> tuple[Plan, Captured]:
     """Under a process group a replica on this rank's device when it fits there; else whatever the devices allow."""
     request = asked.request(model)
     if process_group_is_up() and asked.strategy in ("auto", "replicate") and asked.placement is None:
@@ -188,7 +206,14 @@ def _decide(
     return make_plan(model, frontend, args, kwargs, request)
 
 
-def apply_captured(model: nn.Module, plan: Plan, frontend: Frontend | None) -> nn.Module:
+def apply_captured(
+    model: nn.Module,
+    plan: Plan,
+    frontend: Frontend | None = None,
+    captured: Captured | None = None,
+    *,
+    is_pinned: bool = False,
+) -> nn.Module:
     """As apply; what ``frontend`` captured for the plan is not captured again."""
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}: pass a Plan, as autosplit.plan or Plan.load returns it")
@@ -200,7 +225,8 @@ def apply_captured(model: nn.Module, plan: Plan, frontend: Frontend | None) -> n
             "(names, shapes or dtypes of the weights differ); plan again"
         )
     place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
-    install(model, SplitState(Caller(plan, frontend), plan))
+    install_parts(model, plan, captured)
+    install(model, SplitState(Caller(plan, frontend, is_pinned=is_pinned), plan))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
         wrapped.plan = plan  # type: ignore[assignment]  # the same attribute as on a split module
@@ -217,7 +243,8 @@ def _partition_at_first_call(model: nn.Module, asked: _Asked, verify: bool) -> n
 
     def first_call(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         own = frontend if called is model else Frontend(called, unsplit_class(called))
-        apply_captured(called, _decide(called, own, args, kwargs, asked), own)
+        made, captured = _decide(called, own, args, kwargs, asked)
+        apply_captured(called, made, own, captured, is_pinned=asked.capture == "graph")
         return called.forward(*args, **kwargs)  # the hooks of this call have run
 
     install(model, SplitState(first_call))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autosplit.capture import Compile, Frontend, Run
+from autosplit.align import Unit, add_part, aligned, remove_parts, unaligned, unit_devices
+from autosplit.capture import Captured, Compile, Frontend, Run, first_device, part_names, to_device
 from autosplit.device import HOST
 from autosplit.emit import Emitted, assign, check_split, rewrite
+from autosplit.errors import CaptureError
 from autosplit.hardware import torch_devices
 from autosplit.placement import Plan
 from autosplit.program import Program
@@ -19,22 +22,81 @@ from autosplit.runtime import note_graph_module, unsplit_class
 
 
 class Caller:
-    """Calls one module by one plan; every later shape or mode is captured anew and placed by the same plan."""
+    """Calls one module by one plan; every later shape or mode is captured anew and placed by the same plan.
 
-    def __init__(self, plan: Plan, frontend: Frontend | None = None) -> None:
+    A call that cannot be captured runs in plain Python, each operator where its weights are, and says so once.
+
+    Args:
+        plan: where everything runs.
+        frontend: what captured the model for the plan, if it did so in this process.
+        path: the module's path in the model, "" for the whole.
+        names: the weights' names in the model by their names in the module.
+        is_pinned: a call that cannot be captured is an error.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        frontend: Frontend | None = None,
+        *,
+        path: str = "",
+        names: Mapping[str, str] | None = None,
+        is_pinned: bool = False,
+    ) -> None:
         self._plan = plan
         self._frontend = frontend
+        self._path = path
+        self._is_pinned = is_pinned
+        self._names = names or {}
+        self._uncaptured: set[tuple[bool, bool]] = set()  # (training, gradients on) of calls that were not captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
-        return Caller(self._plan)  # the copied module captures for itself
+        return Caller(
+            self._plan, path=self._path, names=self._names, is_pinned=self._is_pinned
+        )  # the copy captures for itself
 
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]  # the user may compile what is around us
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``."""
+        mode = (model.training, torch.is_grad_enabled())
+        captured = self._plan.capture == "graph" or self._path
+        if not captured or mode in self._uncaptured:
+            return self._in_python(model, args, kwargs)
+        with unaligned():
+            try:
+                return self._captured(model)(*args, **kwargs)
+            except CaptureError as error:
+                if self._is_pinned:
+                    raise
+                warnings.warn(f"this and later calls like it run in plain Python: {error}", stacklevel=2)
+        self._uncaptured.add(mode)
+        return self._in_python(model, args, kwargs)
+
+    def _captured(self, model: nn.Module) -> Frontend:
         if self._frontend is None or self._frontend.model is not model:
-            self._frontend = Frontend(model, unsplit_class(model))
+            self._frontend = Frontend(model, unsplit_class(model), prefix=self._path, names=self._names)
         if self._frontend.compile_program is None:
             self._frontend.compile_program = _compiler(self._plan, model)
-        return self._frontend(*args, **kwargs)
+        return self._frontend
+
+    def _in_python(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        device = first_device(args, kwargs)
+        with aligned():
+            result = unsplit_class(model).forward(model, *args, **kwargs)
+        return result if self._path or device is None else to_device(result, device)
+
+
+def install_parts(model: nn.Module, plan: Plan, captured: Captured | None) -> None:
+    """Give the parts of a model that are graphs of their own, and the units between them, forwards that run so."""
+    remove_parts(model)
+    if plan.capture == "graph":
+        return
+    for path in plan.parts:
+        part = model.get_submodule(path)
+        frontend = captured.parts.get(path) if captured is not None else None
+        add_part(part, Caller(plan, frontend, path=path, names=part_names(model, part)))
+    for path, device in unit_devices(model, plan.parts).items():
+        add_part(model.get_submodule(path), Unit(device))
 
 
 def _compiler(plan: Plan, model: nn.Module) -> Compile:

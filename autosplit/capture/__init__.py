@@ -1,5 +1,13 @@
-"""Capture: what a model's forward runs, as torch.fx graphs."""
+"""Capture: what a model's forward runs, as torch.fx graphs.
 
-from autosplit.capture.frontend import Compile, Frontend, Run
+standins  tensors of the same form without memory, for Dynamo to trace with
+dynamo    how Dynamo is called
+frontend  one forward as one graph, at any shape and in any mode
+record    one run in plain Python, written down
+ladder    one graph; several; what no graph can hold; module by module
+"""
 
-__all__ = ["Compile", "Frontend", "Run"]
+from autosplit.capture.frontend import Compile, Frontend, Run, first_device, part_names, to_device
+from autosplit.capture.ladder import Captured, climb
+
+__all__ = ["Captured", "Compile", "Frontend", "Run", "climb", "first_device", "part_names", "to_device"]

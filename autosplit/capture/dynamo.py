@@ -13,13 +13,20 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from torch import nn
+from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 
 from autosplit.errors import AutosplitError, CaptureError
 
 _RECOMPILE_LIMIT = 64
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
 _RAISED = re.compile(r"got (\w+\(.*\))")  # how Dynamo quotes what an operator raised
+_FRAME = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
+_REFUSALS = (
+    torch._dynamo.exc.TorchDynamoException,
+    torch._dynamo.exc.FailOnRecompileLimitHit,
+    GuardOnDataDependentSymNode,
+)
 _serial = itertools.count()
 
 
@@ -51,15 +58,36 @@ def dynamo_settings() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def as_capture_error(model: nn.Module) -> Iterator[None]:
-    """Dynamo's errors inside become a CaptureError that names the line."""
+def as_capture_error(model: nn.Module, *, capturing: bool) -> Iterator[None]:
+    """Dynamo's errors inside become a CaptureError that names the line; while capturing, every error does."""
     try:
         yield
-    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+    except AutosplitError:
+        raise
+    except Exception as error:
         cause = getattr(error, "inner_exception", None)
         if isinstance(cause, AutosplitError):
             raise cause from None
-        raise CaptureError(_explain(model, error)) from error
+        if capturing or isinstance(error, _REFUSALS):
+            raise CaptureError(_explain(model, error)) from error
+        raise
+
+
+def refuse_numbers(model: nn.Module, graph_module: fx.GraphModule) -> None:
+    """A graph in which a number or a size is computed from data cannot be planned.
+
+    Raises:
+        CaptureError: names the line.
+    """
+    for node in graph_module.graph.nodes:
+        if node.op != "placeholder" and free_unbacked_symbols(node.meta.get("example_value")):
+            lines = _FRAME.findall(node.meta.get("stack_trace") or "")
+            where = f" at {lines[-1][0]}:{lines[-1][1]} in {lines[-1][2]}" if lines else ""
+            raise CaptureError(
+                f"{type(model).__name__}.forward cannot be captured as one graph{where}: "
+                f"{getattr(node.target, '__name__', node.target)} gives a number or a size that depends on data; "
+                "rewrite that line without data-dependent Python, or split the model around it by hand"
+            )
 
 
 def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -68,7 +96,8 @@ def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
 
 def _explain(model: nn.Module, error: Exception) -> str:
     stack = getattr(error, "real_stack", None)
-    where = f" at {stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else ""
+    lines = [(frame.filename, frame.lineno, frame.name) for frame in stack or ()] or _FRAME.findall(str(error))
+    where = " at {}:{} in {}".format(*lines[-1]) if lines else ""
     if isinstance(error, torch._dynamo.exc.TorchRuntimeError):
         said = _RAISED.search(str(error))
         reason = said[1] if said is not None else str(error).strip().split("\n")[0]

@@ -20,11 +20,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings
-from autosplit.capture.holders import Exchange, Snapshot
+from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings, refuse_numbers
 from autosplit.capture.standins import StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
+from autosplit.holders import Exchange, Snapshot
 from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
 
 Run = Callable[[Sequence[Any], torch.device], Sequence[Any]]
@@ -35,7 +35,7 @@ Compile = Callable[[Program], Run]
 Forward = Callable[..., Any]
 """A module's forward as a function: it takes the module first."""
 
-_CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
+CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
 _KEY = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
 
 
@@ -50,7 +50,7 @@ class Frontend:
         written: the class that the user wrote.
         compile_program: turns a program into what runs it; may be set later, before the first call.
         prefix: path of ``model`` in the model that it is a part of, "" for the whole.
-        names: names of the weights by id, where ``model`` is a part.
+        names: the weights' names in the whole model by their names in ``model``, where it is a part.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Frontend:
         compile_program: Compile | None = None,
         *,
         prefix: str = "",
-        names: Mapping[int, str] | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.compile_program = compile_program
         self.model = model
         self.prefix = prefix
-        self._written = written
+        self.written = written
         self._forward: Forward = written.forward
         self._capturing = False
         self._captured: Program | None = None
@@ -99,13 +99,15 @@ class Frontend:
         Args:
             args: positional inputs of forward; only their form is read, so meta tensors will do.
             kwargs: keyword inputs of forward.
-            mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off.
+            mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off; a part is
+                captured as it is.
 
         Raises:
             CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
         """
         _check_arguments(self.model, self._forward, args, kwargs)
-        with _CAPTURE_LOCK, self._lock, in_mode(self.model, mode):
+        flags = in_mode(self.model, mode) if not self.is_part else nullcontext()
+        with CAPTURE_LOCK, self._lock, flags, without_parts(self.model):
             before = Snapshot([*args, *kwargs.values(), *(vars(module) for module in self.model.modules())])
             self._capturing, self._captured = True, None
             try:
@@ -123,7 +125,7 @@ class Frontend:
 
     def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
         """The result, and the stand-ins that objects among the arguments no longer hold."""
-        with dynamo_settings(), as_capture_error(self.model):
+        with dynamo_settings(), as_capture_error(self.model, capturing=self._capturing):
             given = self._stand_ins.of_inputs(args, kwargs)
             self._device = given.device or torch.device("cpu")
             try:
@@ -131,6 +133,8 @@ class Frontend:
                     result = self._compiled(self.model, self._forward, given.args, given.kwargs)
             except BaseException:
                 given.finish()
+                given.disarm()
+                self._stand_ins.disarm()
                 raise
             changed = given.changed() if self._capturing else set()
             self._objects = given.objects
@@ -160,7 +164,7 @@ class Frontend:
     def _as_written(self) -> Iterator[None]:
         """The model as the user wrote it and whole, so that what was captured once holds before and after a split."""
         current = type(self.model)
-        self.model.__class__ = self._written
+        self.model.__class__ = self.written
         try:
             with self._stand_ins.swapped(keep=not self._capturing):
                 yield
@@ -182,6 +186,7 @@ class Frontend:
 
     def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
         """What Dynamo calls for a graph that it captured. It outlives the model: so only a weak reference here."""
+        refuse_numbers(self.model, graph_module)
         mode: Mode = "train" if torch.is_grad_enabled() else "infer"
         placeholders = graph_module.graph.find_nodes(op="placeholder")
         self._examples = [_example(node) for node in placeholders]
@@ -234,11 +239,45 @@ class Frontend:
         return ".".join(keys[1:])
 
 
+@contextmanager
+def without_parts(model: nn.Module) -> Iterator[None]:
+    """The submodules of a model that is split already, with the forwards of their classes."""
+    ours: list[tuple[nn.Module, Any]] = []
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if type(forward).__module__.startswith("autosplit."):
+            ours.append((module, module.__dict__.pop("forward")))
+    try:
+        yield
+    finally:
+        for module, forward in ours:
+            module.__dict__["forward"] = forward
+
+
+def part_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
+    """The first name in ``model`` of each weight of ``part``, by its name there: tied weights have one name."""
+    first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {name: first[id(tensor)] for name, tensor in (*part.named_parameters(), *part.named_buffers())}
+
+
 def to_device(result: Any, device: torch.device) -> Any:
     """The nested result with its tensors on ``device``; what an object such as a KV cache holds stays in its place."""
     if isinstance(result, torch.Tensor):
         return result if result.device == device else result.to(device)
     return Exchange(lambda t, plain: t.to(device) if plain and t.device != device else t, copies=False)(result)
+
+
+def first_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device | None:
+    """Where the first tensor is that came by plain containers; None when none did."""
+    found: list[torch.device] = []
+
+    def visit(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
+        if plain:
+            found.append(tensor.device)
+        return tensor
+
+    Exchange(visit, copies=False)((*args, *kwargs.values()))
+    return found[0] if found else None
 
 
 @contextmanager

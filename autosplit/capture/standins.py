@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autosplit.capture.holders import Exchange
+from autosplit.holders import Exchange
 from autosplit.program import Input, Spec
 
 _UNSHARED = 4  # references to a stand-in that nobody kept: two tables, a variable, and getrefcount's own
+Make = Callable[[torch.Tensor], torch.Tensor]
+
 _WEIGHTS = ("_parameters", "_buffers", "_modules")
 
 
@@ -22,11 +25,14 @@ class StandIns:
 
     Args:
         model: its weights are swapped.
-        names: the weights' names by id of the tensor, where they are not the model's own.
+        names: the weights' names by their names in ``model``, where it is a part of another.
+        make: makes a stand-in.
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[int, str] | None = None) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[str, str] | None = None, make: Make | None = None) -> None:
         self._model = model
+        self._make_one = make or stand_in
+        self._is_stale = True
         self._names = names or {}
         self._slots: list[tuple[dict[str, Any], str]] = []
         self._held: list[torch.Tensor] = []
@@ -40,7 +46,7 @@ class StandIns:
 
         ``keep`` what forward assigned to a buffer; else every slot is as it was.
         """
-        if not self._current():
+        if self._is_stale or not self._current():
             self._make()
         held, made = self._held, self._made
         self.real = {id(made[id(tensor)]): tensor for tensor in held}
@@ -56,18 +62,26 @@ class StandIns:
                 tensors[key] = now
             self.real = {}
 
+    def disarm(self) -> None:
+        """Make stand-ins that an error's traceback may show safe to print: torch reads the memory they do not have."""
+        for made in self._made.values():
+            made.data = torch.empty(0, dtype=made.dtype)
+        self._is_stale = True
+
     def of_inputs(self, args: Any, kwargs: Any) -> Arguments:
         """The arguments of a call with a stand-in for every tensor. Inside ``swapped``."""
-        return Arguments(self._model, args, kwargs, {id(real): self._made[id(real)] for real in self._held}, self.real)
+        known = {id(real): self._made[id(real)] for real in self._held}
+        return Arguments(self._model, args, kwargs, known=known, real=self.real, make=self._make_one)
 
     def _current(self) -> bool:
         """No slot got another tensor, and no requires_grad changed, since the stand-ins were made."""
-        return bool(self._slots) and all(
+        return all(
             tensors.get(key) is tensor and _same_form(self._made[id(tensor)], tensor)
             for (tensors, key), tensor in zip(self._slots, self._held, strict=True)
         )
 
     def _make(self) -> None:
+        self._is_stale = False
         self._slots = [
             (tensors, key)
             for module in self._model.modules()
@@ -79,7 +93,7 @@ class StandIns:
         self._made = {}
         for tensor in self._held:
             if id(tensor) not in self._made:
-                self._made[id(tensor)] = stand_in(tensor)
+                self._made[id(tensor)] = self._make_one(tensor)
         self.weights = {}
         for name, tensor in self._model.named_parameters():
             self._name("parameter", name, tensor)
@@ -87,7 +101,7 @@ class StandIns:
             self._name("buffer", name, tensor)
 
     def _name(self, kind: Any, name: str, tensor: torch.Tensor) -> None:
-        self.weights[id(self._made[id(tensor)])] = Input(kind, self._names.get(id(tensor), name), Spec.of(tensor))
+        self.weights[id(self._made[id(tensor)])] = Input(kind, self._names.get(name, name), Spec.of(tensor))
 
 
 class Arguments:
@@ -104,13 +118,16 @@ class Arguments:
         model: nn.Module,
         args: Any,
         kwargs: Any,
+        *,
         known: Mapping[int, torch.Tensor],
         real: dict[int, torch.Tensor],
+        make: Make,
     ) -> None:
         self.device: torch.device | None = None
         self.objects: set[int] = set()
         self._model = model
         self._real = real
+        self._make = make
         self._made = dict(known)
         self._own: list[torch.Tensor] = []
         self._exchange = Exchange(self._swap, copies=True)
@@ -135,6 +152,11 @@ class Arguments:
             self._clean()
         return result
 
+    def disarm(self) -> None:
+        """As StandIns.disarm, for the inputs."""
+        for made in self._own:
+            made.data = torch.empty(0, dtype=made.dtype)
+
     def _clean(self) -> None:
         """Put the real input wherever forward kept its stand-in: in an attribute of a module, or in a list there."""
         exchange = Exchange(self._restored, copies=False)
@@ -149,7 +171,7 @@ class Arguments:
         if plain and self.device is None:
             self.device = tensor.device
         if id(tensor) not in self._made:
-            self._made[id(tensor)] = made = stand_in(tensor)
+            self._made[id(tensor)] = made = self._make(tensor)
             self._own.append(made)
             self._real[id(made)] = tensor
             if not plain:
@@ -158,21 +180,6 @@ class Arguments:
 
     def _restored(self, tensor: torch.Tensor, _: bool) -> torch.Tensor:
         return self._real.get(id(tensor), tensor)
-
-
-class _NonLeaf(torch.autograd.Function):
-    """Makes the stand-in of a tensor that was computed: a leaf must not be written in place, such a tensor may."""
-
-    @staticmethod
-    def forward(ctx: Any, leaf: torch.Tensor) -> torch.Tensor:
-        made = torch.empty_strided(tuple(leaf.shape), tuple(leaf.stride()), dtype=leaf.dtype)
-        if made.dim():
-            made.untyped_storage().resize_(0)
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise AssertionError("a stand-in has no gradient")
 
 
 def stand_in(tensor: torch.Tensor) -> torch.Tensor:
@@ -187,13 +194,16 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)
             made.__dict__.update(tensor.__dict__)  # what users hang on a parameter
             return made
-        if not tensor.requires_grad:
+        return made.requires_grad_() if tensor.requires_grad else made
+
+
+def fake_stand_in(fakes: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake CPU tensor of the same form; a Parameter for a Parameter."""
+    with fakes:
+        made = Spec.of(tensor).empty()
+        if not isinstance(tensor, nn.Parameter):
             return made
-        made.requires_grad_()
-        if tensor.is_leaf:
-            return made
-        with torch.enable_grad():
-            return _NonLeaf.apply(made)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it untyped
+        return nn.Parameter(made.detach(), requires_grad=tensor.requires_grad)
 
 
 def _same_form(made: torch.Tensor, tensor: torch.Tensor) -> bool:

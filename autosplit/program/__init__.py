@@ -22,8 +22,10 @@ from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_
 from autosplit.program.groups import stay_together
 from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
 from autosplit.program.reads import Value, read_values
+from autosplit.program.recorded import RECORDED
 
 __all__ = [
+    "RECORDED",
     "AcceleratorForms",
     "Facts",
     "Input",

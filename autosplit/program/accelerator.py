@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-UNROLLED: dict[Any, Any] = {torch.lstm: torch.ops.aten.lstm.input, torch.gru: torch.ops.aten.gru.input}
+UNROLLED: dict[Any, Any] = {torch.lstm: torch.ops.aten.lstm, torch.gru: torch.ops.aten.gru}
 """Recurrent layers that are run time step by time step, by operators that every device has."""
 
 
@@ -56,8 +56,9 @@ class AcceleratorForms(TorchFunctionMode):
         if func is torch.dropout:
             return _dropout(*args, **kwargs)
         if func in UNROLLED:
+            form = "data" if isinstance(args[3], (list, tuple)) else "input"  # of a packed sequence, or a tensor
             with self:  # dropout between the layers
-                return unrolled(UNROLLED[func], *args)
+                return unrolled(getattr(UNROLLED[func], form), *args)
         if func is F.scaled_dot_product_attention and _dropout_of(*args, **kwargs) > 0:
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.facts import Facts, Input, Leaf, tensor_leaves
+from autosplit.program.recorded import RECORDED, Recorded
 
 _RUNNING_STATS = ("running_mean", "running_var")  # written by batch_norm and instance_norm; their schema hides it
 
@@ -83,9 +84,18 @@ class _Analysis(fx.Interpreter):
         self.saved = {}
         differentiable = [a for a in n.all_input_nodes if any(t.requires_grad for t in tensor_leaves(self.env[a]))]
         with self.effects, torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved):
-            result = super().run_node(n)
+            result = self._run(n)
         self.facts[n] = self._facts(result, frozenset(differentiable))
         return result
+
+    def _run(self, n: fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except Exception:  # it ran when it was recorded: it needs data, or there is no fake form of it
+            if RECORDED not in n.meta:
+                raise
+            n.target, n.op = Recorded(n.target, n.meta[RECORDED]), "call_function"
+            return super().run_node(n)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         self.saved[_storage(tensor)] = _storage_bytes(tensor)

@@ -28,7 +28,7 @@ def install(library: torch.library.Library) -> None:
         library.impl(name, _cell_kernel(Kernel(f"aten::{name}", function)), "PrivateUse1")
     for key in ("AutogradPrivateUse1", "PrivateUse1"):
         library.impl("scaled_dot_product_attention", _attention, key)
-        for operator in UNROLLED.values():
+        for operator in (overload for packet in UNROLLED.values() for overload in (packet.input, packet.data)):
             library.impl(operator.name(), partial(unrolled, operator), key)
     library.impl("histc", _histogram, "PrivateUse1")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 Visit = Callable[[torch.Tensor, bool], torch.Tensor]
 """Replaces a tensor; told whether it came by plain containers only: tuples, lists, dicts and dataclasses."""
@@ -109,6 +110,9 @@ class Exchange:
         return {id(copied): original for original, copied, _ in self._copied}
 
     def _tuple(self, value: tuple[Any, ...], plain: bool) -> Any:
+        if isinstance(value, PackedSequence):  # torch wants its batch sizes on the host, wherever the data are
+            plain_parts = [self(part, plain) for part in (value.data, value.sorted_indices, value.unsorted_indices)]
+            return PackedSequence(plain_parts[0], value.batch_sizes, *plain_parts[1:])
         items = [self(item, plain) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
