@@ -21,12 +21,22 @@ from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
 from autosplit.errors import PlanError
 from autosplit.graph import Mode
-from autosplit.program import AcceleratorForms, Input, Spec, tensor_leaves
+from autosplit.program import AcceleratorForms, Input, Spec, call_on_fakes, tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 _TRAINING_STEPS = 2  # the second has the optimizer's state from the start
 _COPIES = ("aten::_to_copy", "aten::copy_")
+_INDEXING = frozenset(
+    (
+        torch.ops.aten.index,
+        torch.ops.aten._unsafe_index,
+        torch.ops.aten.index_put,
+        torch.ops.aten.index_put_,
+        torch.ops.aten._unsafe_index_put,
+        torch.ops.aten._index_put_impl_,
+    )
+)
 _MADE_OF_OTHERS = {  # no device has a kernel of its own for these: their intermediates count
     func: decomposition_table[func] for func in (torch.ops.aten._safe_softmax.default,)
 }
@@ -106,15 +116,16 @@ def predict_memory(
 def training_loss(outputs: Any) -> torch.Tensor | None:
     """The scalar that a training step is taken to descend.
 
-    The first scalar among the outputs that carries a gradient (a model that returns its loss); else the sum of all
-    outputs that carry one; None when none does.
+    The first real scalar among the outputs that carries a gradient (a model that returns its loss); else the sum of
+    all outputs that carry one, of complex ones the real parts; None when none does.
     """
     differentiable = [leaf for leaf in tensor_leaves(outputs) if leaf.requires_grad]
     for leaf in differentiable:
-        if leaf.dim() == 0:
+        if leaf.dim() == 0 and not leaf.is_complex():
             return leaf
     if not differentiable:
         return None
+    differentiable = [leaf.real if leaf.is_complex() else leaf for leaf in differentiable]
     total = differentiable[0].sum()
     for leaf in differentiable[1:]:
         total = total + leaf.sum().to(total.device)
@@ -175,11 +186,11 @@ class _Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if hasattr(func, "_schema") and func._schema.name not in _COPIES:
-            _check_devices(func, tensor_leaves((args, kwargs)))
+            _check_devices(func, tensor_leaves((_without_host_indices(func, args), kwargs)))
         if func in _MADE_OF_OTHERS:
             with self:
                 return _MADE_OF_OTHERS[func](*args, **kwargs)
-        result = func(*args, **kwargs)
+        result = call_on_fakes(func, args, kwargs, self)
         for tensor in tensor_leaves(result):
             self._book(tensor)
         return result
@@ -215,6 +226,13 @@ def _malloc(allocator: CachingAllocator, size_bytes: int) -> Block | None:
     except AllocationError:
         allocator.capacity_bytes = None  # it does not fit: go on without the limit, to say by how much
         return allocator.malloc(size_bytes)
+
+
+def _without_host_indices(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments that must be on one device; indices may be on the host, as on accelerators."""
+    if func.overloadpacket not in _INDEXING:
+        return args
+    return (args[0], [i for i in args[1] if i is not None and i.device.index is not None], *args[2:])
 
 
 def _check_devices(func: Any, tensors: list[torch.Tensor]) -> None:

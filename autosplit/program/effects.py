@@ -11,9 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
+from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, tensor_leaves
+from autosplit.program.names import operator_name
 
 _RUNNING_STATS = ("running_mean", "running_var")  # written by batch_norm and instance_norm; their schema hides it
 
@@ -36,7 +39,7 @@ class _Effects(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = call_on_fakes(func, args, kwargs, self)
         outputs = tensor_leaves(result)
         self.alive += outputs
         if not hasattr(func, "_schema"):
@@ -83,7 +86,11 @@ class _Analysis(fx.Interpreter):
         self.saved = {}
         differentiable = [a for a in n.all_input_nodes if any(t.requires_grad for t in tensor_leaves(self.env[a]))]
         with self.effects, torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved):
-            result = super().run_node(n)
+            try:
+                result = super().run_node(n)
+            except Exception as error:  # whatever the operator does with tensors that have no data
+                reason = str(error).strip().split("\n")[0]
+                raise CaptureError(f"{operator_name(n)} cannot be planned without running it: {reason}") from error
         self.facts[n] = self._facts(result, frozenset(differentiable))
         return result
 
