@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
@@ -182,9 +184,12 @@ class _Tracker(TorchDispatchMode):
         self.allocators = {device.name: CachingAllocator(device.memory_bytes) for device in cluster.devices}
         self._names = dict(enumerate(cluster.names))
         self._live: dict[int, weakref.ref[Any]] = {}
+        self._literals = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._literals:
+            args, kwargs = self._landed(args, kwargs)
         if hasattr(func, "_schema") and func._schema.name not in _COPIES:
             _check_devices(func, tensor_leaves((_without_host_indices(func, args), kwargs)))
         if func in _MADE_OF_OTHERS:
@@ -193,6 +198,8 @@ class _Tracker(TorchDispatchMode):
         result = call_on_fakes(func, args, kwargs, self)
         for tensor in tensor_leaves(result):
             self._book(tensor)
+        if func is torch.ops.aten.lift_fresh.default:
+            self._literals[result] = True
         return result
 
     def allocated_by(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -203,6 +210,15 @@ class _Tracker(TorchDispatchMode):
                 name = self._names[device.index]
                 total[name] = total.get(name, 0) + storage.nbytes()
         return total
+
+    def _landed(self, args: Any, kwargs: Any) -> Any:
+        """The arguments with literals on the device of the others: fake ones stay on the host, whatever was asked."""
+        device = next((t.device for t in tensor_leaves((args, kwargs)) if t.device.index is not None), None)
+
+        def land(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device) if tensor in self._literals else tensor
+
+        return (args, kwargs) if device is None else pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
 
     def _book(self, tensor: torch.Tensor) -> None:
         storage, index = tensor.untyped_storage(), tensor.device.index

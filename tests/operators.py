@@ -84,13 +84,15 @@ MAY_BE_REFUSED = {
     "istft": BRANCH,
     "linalg.lstsq": SIZE,
     "linalg.lstsq.grad_oriented": SIZE,
+    "narrow": SIZE,
     "nn.functional.ctc_loss": SIZE,
     "nn.functional.gaussian_nll_loss": BRANCH,
+    "nn.functional.linear_cross_entropy.chunked": "calls a function that Dynamo does not trace",
+    "nn.functional.linear_cross_entropy.chunked_none": "calls a function that Dynamo does not trace",
     "nn.functional.one_hot": SIZE,
     "resize_": "Dynamo refuses it",
     "resize_as_": "Dynamo refuses it",
     "torch._scaled_mm_v2": "Dynamo takes no enumerations as arguments",
-    "unravel_index": "fake tensors put the literals inside it on another device",
     "nn.BatchNorm1d": BRANCH,
     "nn.BatchNorm2d": BRANCH,
     "nn.BatchNorm3d": BRANCH,
@@ -98,6 +100,10 @@ MAY_BE_REFUSED = {
     "nn.GaussianNLLLoss": BRANCH,
 }
 """Operators and modules of which a sample may be refused as one graph, and why; nothing else may."""
+
+RAISES = {"masked_select": "Runtime assertion failed for expression"}
+"""What torch raises in the split model: its captured graph asserts that no more is selected than the input has, which
+is not so when the mask is larger than the input."""
 
 CLOSE = 1e-5  # relative and absolute, where torch itself runs other operators under a compiler
 
@@ -183,32 +189,37 @@ def case_of(name: str, function: Callable[..., Any], arguments: Any) -> Case:
     return Case(name, Around(call, weight, place), tuple(tensors))
 
 
-def operator_cases(name: str, in_place: bool = False) -> Iterator[Case]:
-    """The samples of an operator, in the first of the usual element types that it has."""
+def operator_cases(name: str, in_place: bool = False, most: int | None = None) -> Iterator[Case]:
+    """The samples of an operator, in the first of the usual element types that it has; ``most`` spread over them."""
     op, dtype = OPS[name], dtype_of(OPS[name])
     differentiable = op.supports_autograd and (dtype.is_floating_point or dtype.is_complex)
     function = op.inplace_variant if in_place else op.op
-    for i, sample in enumerate(op.sample_inputs("cpu", dtype, requires_grad=differentiable)):
+    for i, sample in _spread(op.sample_inputs("cpu", dtype, requires_grad=differentiable), most):
         arguments = ((sample.input, *sample.args), dict(sample.kwargs))
         yield case_of(f"{name}[{i}]", function, arguments)
 
 
-def module_cases(name: str, training: bool) -> Iterator[Case]:
-    """The samples of a module, in train or eval mode."""
-    info = MODULES[name]
+def module_cases(name: str, training: bool, most: int | None = None) -> Iterator[Case]:
+    """The samples of a module, in train or eval mode; ``most`` spread over them."""
+    info, mode = MODULES[name], "train" if training else "eval"
     samples = info.module_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=True, training=training)
-    for i, sample in enumerate(samples):
-        if sample.forward_input is None:
-            continue
+    for i, sample in _spread((sample for sample in samples if sample.forward_input is not None), most):
         made, called = sample.constructor_input, sample.forward_input
         torch.manual_seed(0)
         module = info.module_cls(*made.args, **made.kwargs).float().train(training)
         if isinstance(module, LazyModuleMixin):
             module(*called.args, **called.kwargs)  # makes its weights
-        mode = "train" if training else "eval"
         case = case_of(f"{name}[{i}, {mode}]", module, (called.args, called.kwargs))
         case.model.train(training)
         yield case
+
+
+def _spread(samples: Iterable[Any], most: int | None) -> list[tuple[int, Any]]:
+    """The samples with their numbers; ``most`` of them, evenly spaced, where there are more."""
+    numbered = list(enumerate(samples))
+    if most is None or len(numbered) <= most:
+        return numbered
+    return [numbered[(2 * k + 1) * len(numbered) // (2 * most)] for k in range(most)]
 
 
 # ---------------------------------------------------------------- comparison

@@ -76,6 +76,7 @@ class _Analysis(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
+        self.extra_traceback = False  # an error says what it has to by itself
         self.facts: dict[fx.Node, Facts] = {}
         self.effects = _Effects()
         self.saved: dict[int, int] = {}

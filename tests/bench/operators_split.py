@@ -2,14 +2,13 @@
 
     python tests/bench/operators_split.py [--samples 2] [--log outcomes.jsonl]
 
-Prints the tables of docs/reliability.md. ``--samples`` takes the first samples of each operator, in place too where it
-has such a form, and of each module in train and in eval mode; without it all are run (an hour and more).
+Prints the tables of docs/reliability.md. ``--samples`` takes so many of each operator, in place too where it has
+such a form, and of each module in train and in eval mode, spread over those it has; without it all are run (hours).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import sys
@@ -37,7 +36,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     start = time.monotonic()
-    kinds = {kind: list(_run(kind, options.samples, options.log)) for kind in FAMILIES}
+    kinds = {kind: list(_run(family(options.samples), kind, options.log)) for kind, family in FAMILIES.items()}
     _print_counts(kinds)
     _print_reasons([outcome for found in kinds.values() for outcome in found])
     print(f"\nnot tried: {len(UNSUPPORTED)} operators that a virtual device does not run, split or not")
@@ -45,24 +44,24 @@ def main() -> int:
     return int(any(outcome in ("different", "raw error") for found in kinds.values() for _, outcome, _ in found))
 
 
-def _operators() -> Iterator[tuple[str, Iterable[Case]]]:
-    return ((name, operator_cases(name)) for name in SUPPORTED)
+def _operators(most: int | None) -> Iterator[Iterable[Case]]:
+    return (operator_cases(name, most=most) for name in SUPPORTED)
 
 
-def _in_place() -> Iterator[tuple[str, Iterable[Case]]]:
-    return ((name, operator_cases(name, in_place=True)) for name in in_place_names())
+def _in_place(most: int | None) -> Iterator[Iterable[Case]]:
+    return (operator_cases(name, in_place=True, most=most) for name in in_place_names())
 
 
-def _modules() -> Iterator[tuple[str, Iterable[Case]]]:
-    return ((name, module_cases(name, training)) for name in MODULES for training in (True, False))
+def _modules(most: int | None) -> Iterator[Iterable[Case]]:
+    return (module_cases(name, training, most) for name in MODULES for training in (True, False))
 
 
 FAMILIES = {"operators": _operators, "operators in place": _in_place, "modules": _modules}
 
 
-def _run(kind: str, most: int | None, log: Path | None) -> Iterator[tuple[str, str, str]]:
-    for _, cases in FAMILIES[kind]():
-        for found in outcomes(itertools.islice(cases, most)):
+def _run(family: Iterator[Iterable[Case]], kind: str, log: Path | None) -> Iterator[tuple[str, str, str]]:
+    for cases in family:
+        for found in outcomes(cases):
             if log is not None:
                 with log.open("a") as file:
                     file.write(json.dumps([kind, *found]) + "\n")

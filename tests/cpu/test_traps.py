@@ -143,6 +143,11 @@ def host_indices(m, h):
     return m.l2(h[[1, 0, 2]]) + m.l3(h)[order, 0:8]
 
 
+def literals_inside_an_operator(m, h):
+    row, column = torch.unravel_index((h.abs() * 5).long(), (10, 10))
+    return m.l2(h + row) - column
+
+
 def quantised(m, h):
     return F.linear(h, m.packed.weight8.to(h.dtype) * m.packed.scale) + m.l2(h)
 
@@ -195,6 +200,7 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "sizes by data": (lambda: Model(sizes_by_data), dict),
     "a number read": (lambda: Model(a_number_read), dict),
     "host indices": (lambda: Model(host_indices), dict),
+    "literals inside an operator": (lambda: Model(literals_inside_an_operator), dict),
     "int8 weights": (lambda: Model(quantised, packed=Packed()), dict),
     "custom function": (lambda: Model(lambda m, h: m.l2(Double.apply(m.l0(h)))), dict),
     "hooks": (lambda: Model(lambda m, h: m.hooked(h), hooked=hooked()), dict),
