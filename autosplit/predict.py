@@ -15,18 +15,30 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
 from autosplit.errors import PlanError
 from autosplit.graph import Mode
-from autosplit.program import AcceleratorForms, Input, Spec, tensor_leaves
+from autosplit.program import AcceleratorForms, Input, Spec, call_on_fakes, tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 _TRAINING_STEPS = 2  # the second has the optimizer's state from the start
 _COPIES = ("aten::_to_copy", "aten::copy_")
+_INDEXING = frozenset(
+    (
+        torch.ops.aten.index,
+        torch.ops.aten._unsafe_index,
+        torch.ops.aten.index_put,
+        torch.ops.aten.index_put_,
+        torch.ops.aten._unsafe_index_put,
+        torch.ops.aten._index_put_impl_,
+    )
+)
 _MADE_OF_OTHERS = {  # no device has a kernel of its own for these: their intermediates count
     func: decomposition_table[func] for func in (torch.ops.aten._safe_softmax.default,)
 }
@@ -108,15 +120,16 @@ def predict_memory(
 def training_loss(outputs: Any) -> torch.Tensor | None:
     """The scalar that a training step is taken to descend.
 
-    The first scalar among the outputs that carries a gradient (a model that returns its loss); else the sum of all
-    outputs that carry one; None when none does.
+    The first real scalar among the outputs that carries a gradient (a model that returns its loss); else the sum of
+    all outputs that carry one, of complex ones the real parts; None when none does.
     """
     differentiable = [leaf for leaf in tensor_leaves(outputs) if leaf.requires_grad]
     for leaf in differentiable:
-        if leaf.dim() == 0:
+        if leaf.dim() == 0 and not leaf.is_complex():
             return leaf
     if not differentiable:
         return None
+    differentiable = [leaf.real if leaf.is_complex() else leaf for leaf in differentiable]
     total = differentiable[0].sum()
     for leaf in differentiable[1:]:
         total = total + leaf.sum().to(total.device)
@@ -173,17 +186,22 @@ class _Tracker(TorchDispatchMode):
         self.allocators = {device.name: CachingAllocator(device.memory_bytes) for device in cluster.devices}
         self._names = dict(enumerate(cluster.names))
         self._live: dict[int, weakref.ref[Any]] = {}
+        self._literals = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._literals:
+            args, kwargs = self._landed(args, kwargs)
         if hasattr(func, "_schema") and func._schema.name not in _COPIES:
-            _check_devices(func, tensor_leaves((args, kwargs)))
+            _check_devices(func, tensor_leaves((_without_host_indices(func, args), kwargs)))
         if func in _MADE_OF_OTHERS:
             with self:
                 return _MADE_OF_OTHERS[func](*args, **kwargs)
-        result = func(*args, **kwargs)
+        result = call_on_fakes(func, args, kwargs, self)
         for tensor in tensor_leaves(result):
             self._book(tensor)
+        if func is torch.ops.aten.lift_fresh.default:
+            self._literals[result] = True
         return result
 
     def allocated_by(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -194,6 +212,15 @@ class _Tracker(TorchDispatchMode):
                 name = self._names[device.index]
                 total[name] = total.get(name, 0) + storage.nbytes()
         return total
+
+    def _landed(self, args: Any, kwargs: Any) -> Any:
+        """The arguments with literals on the device of the others: fake ones stay on the host, whatever was asked."""
+        device = next((t.device for t in tensor_leaves((args, kwargs)) if t.device.index is not None), None)
+
+        def land(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device) if tensor in self._literals else tensor
+
+        return (args, kwargs) if device is None else pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
 
     def _book(self, tensor: torch.Tensor) -> None:
         storage, index = tensor.untyped_storage(), tensor.device.index
@@ -217,6 +244,13 @@ def _malloc(allocator: CachingAllocator, size_bytes: int) -> Block | None:
     except AllocationError:
         allocator.capacity_bytes = None  # it does not fit: go on without the limit, to say by how much
         return allocator.malloc(size_bytes)
+
+
+def _without_host_indices(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments that must be on one device; indices may be on the host, as on accelerators."""
+    if func.overloadpacket not in _INDEXING:
+        return args
+    return (args[0], [i for i in args[1] if i is not None and i.device.index is not None], *args[2:])
 
 
 def _check_devices(func: Any, tensors: list[torch.Tensor]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from autosplit.errors import AutosplitError, CaptureError
 
@@ -71,23 +71,6 @@ def as_capture_error(model: nn.Module, *, capturing: bool) -> Iterator[None]:
         if capturing or isinstance(error, _REFUSALS):
             raise CaptureError(_explain(model, error)) from error
         raise
-
-
-def refuse_numbers(model: nn.Module, graph_module: fx.GraphModule) -> None:
-    """A graph in which a number or a size is computed from data cannot be planned.
-
-    Raises:
-        CaptureError: names the line.
-    """
-    for node in graph_module.graph.nodes:
-        if node.op != "placeholder" and free_unbacked_symbols(node.meta.get("example_value")):
-            lines = _FRAME.findall(node.meta.get("stack_trace") or "")
-            where = f" at {lines[-1][0]}:{lines[-1][1]} in {lines[-1][2]}" if lines else ""
-            raise CaptureError(
-                f"{type(model).__name__}.forward cannot be captured as one graph{where}: "
-                f"{getattr(node.target, '__name__', node.target)} gives a number or a size that depends on data; "
-                "rewrite that line without data-dependent Python, or split the model around it by hand"
-            )
 
 
 def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings, refuse_numbers
+from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings
 from autosplit.capture.standins import StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
@@ -186,7 +186,6 @@ class Frontend:
 
     def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
         """What Dynamo calls for a graph that it captured. It outlives the model: so only a weak reference here."""
-        refuse_numbers(self.model, graph_module)
         mode: Mode = "train" if torch.is_grad_enabled() else "infer"
         placeholders = graph_module.graph.find_nodes(op="placeholder")
         self._examples = [_example(node) for node in placeholders]

@@ -17,6 +17,7 @@ from torch import fx
 
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
+from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
 from autosplit.program.groups import stay_together
@@ -34,6 +35,7 @@ __all__ = [
     "Program",
     "Spec",
     "Value",
+    "call_on_fakes",
     "is_control",
     "is_move",
     "module_path",

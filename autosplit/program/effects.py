@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
-from autosplit.program.facts import Facts, Input, Leaf, tensor_leaves
+from autosplit.program.dependent import call_on_fakes
+from autosplit.program.facts import Facts, Input, Leaf, Spec, tensor_leaves
+from autosplit.program.names import operator_name, source_line
 from autosplit.program.recorded import RECORDED, Recorded
 
 _RUNNING_STATS = ("running_mean", "running_var")  # written by batch_norm and instance_norm; their schema hides it
@@ -37,7 +41,7 @@ class _Effects(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = call_on_fakes(func, args, kwargs, self)
         outputs = tensor_leaves(result)
         self.alive += outputs
         if not hasattr(func, "_schema"):
@@ -74,6 +78,7 @@ class _Analysis(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
+        self.extra_traceback = False  # an error says what it has to by itself
         self.facts: dict[fx.Node, Facts] = {}
         self.effects = _Effects()
         self.saved: dict[int, int] = {}
@@ -89,13 +94,19 @@ class _Analysis(fx.Interpreter):
         return result
 
     def _run(self, n: fx.Node) -> Any:
+        """The node's result; where fakes cannot give the one that was recorded, the recorded one."""
+        recorded = n.meta.get(RECORDED)
         try:
-            return super().run_node(n)
-        except Exception:  # it ran when it was recorded: it needs data, or there is no fake form of it
-            if RECORDED not in n.meta:
-                raise
-            n.target, n.op = Recorded(n.target, n.meta[RECORDED]), "call_function"
-            return super().run_node(n)
+            result = super().run_node(n)
+            if recorded is None or _sizes(result) == _sizes(recorded):
+                return result
+        except Exception as error:  # whatever the operator does with tensors that have no data
+            if recorded is None:
+                raise CaptureError(_cannot_plan(n, error)) from error
+        self.effects.clear()
+        self.saved = {}
+        n.target, n.op = Recorded(n.target, recorded), "call_function"
+        return super().run_node(n)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         self.saved[_storage(tensor)] = _storage_bytes(tensor)
@@ -133,6 +144,19 @@ def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -
     with FakeTensorMode(allow_non_fake_inputs=True), AcceleratorForms(), torch.set_grad_enabled(mode == "train"):
         analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
     return analysis.facts
+
+
+def _cannot_plan(node: fx.Node, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"forward cannot be captured as one graph{source_line(node)}: "
+        f"{operator_name(node)} cannot be planned without running it: {reason}"
+    )
+
+
+def _sizes(result: Any) -> list[tuple[int, ...]]:
+    leaves = pytree.tree_leaves(result, is_leaf=lambda leaf: isinstance(leaf, Spec))
+    return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, (torch.Tensor, Spec))]
 
 
 def _storage(tensor: torch.Tensor) -> int:

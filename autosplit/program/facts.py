@@ -99,4 +99,6 @@ def tensor_leaves(value: Any) -> list[torch.Tensor]:
 
 
 def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """The current value of a size; 1 where only data can tell."""
+    hint = size.node.hint if isinstance(size, torch.SymInt) else size
+    return 1 if hint is None else int(hint)

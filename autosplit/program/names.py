@@ -10,6 +10,7 @@ from torch import fx
 from autosplit.program.facts import Input
 
 _CONTROL_WORDS = ("autocast", "_set_grad_enabled", "inference_mode", "_saved_tensors_hooks", "_functorch")
+_FRAME = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
 _STEP = re.compile(r"\._modules\[(?P<q>['\"])(?P<name>.*?)(?P=q)\]|\[(?P<q2>['\"]?)(?P<item>.*?)(?P=q2)\]")
 
 
@@ -44,6 +45,12 @@ def module_path(node: fx.Node) -> str:
 def operator_name(node: fx.Node) -> str:
     """A short name of the operator, for people and for stable names."""
     return str(getattr(node.target, "__name__", node.target))
+
+
+def source_line(node: fx.Node) -> str:
+    """Where the node comes from in the model's own source: " at FILE:LINE in FUNCTION"; "" when that is not known."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return " at {}:{} in {}".format(*frames[-1]) if frames else ""
 
 
 def is_control(node: fx.Node) -> bool:

@@ -28,6 +28,12 @@ class Branches(Net):
         return self.inner(x) if x.sum() > 0 else x
 
 
+class Inverts(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        window = torch.ones(256, device=x.device)
+        return torch.istft(torch.stft(self.inner(x), 256, window=window, return_complex=True), 256, window=window)
+
+
 class Bare(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 2
@@ -51,6 +57,9 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
     "not devices": (Net, lambda m: part(m, 3), autosplit.DeviceError, "devices=3"),
     "bits": (Net, lambda m: part(m, {"sim:0": "24Gb"}), autosplit.AutosplitError, "'Gb' means bits"),
     "too small": (Net, lambda m: part(m, {"sim:0": 1000, "sim:1": 1000}), autosplit.CapacityError, "B"),
+    "looks at data": (
+        Inverts, lambda m: part(m, ["sim:0"]), autosplit.CaptureError, "istft cannot be planned without running it"
+    ),
     "no parameters": (Bare, lambda m: part(m, ["sim:0"]), autosplit.PlanError, "no parameters"),
     "not a module": (Bare, lambda m: part("model", ["sim:0"]), autosplit.PlanError, "is a str"),
     "no tensors": (Net, lambda m: part(m, ["sim:0"], (3,)), autosplit.CaptureError, "without a tensor (found int)"),

@@ -142,7 +142,7 @@ class Custom(Blocks):
 MODELS = {
     "early exit": (EarlyExit, "graphs"),
     "prints": (Prints, "graphs"),
-    "counts": (Counts, "graphs"),
+    "counts": (Counts, "graph"),
     "numpy": (Numpy, "graph"),
     "routes": (Routes, "graphs"),
     "packed": (Packed, "opaque"),

@@ -122,6 +122,32 @@ def complex_and_integers(m, h):
     return torch.fft.irfft(spectrum * (1 + 2j), n=W, dim=-1) + counts, counts, spectrum.abs()
 
 
+def complex_outputs(m, h):
+    return torch.fft.rfft(m.l2(h)), torch.view_as_complex(h.reshape(3, 4, 2)).sum()
+
+
+def sizes_by_data(m, h):
+    rows = m.l2(h[h[:, 0] > -1])
+    values, counts = torch.unique((h * 2).detach().round(), return_counts=True)
+    picked = h.masked_select(h > 0) * 2
+    places = (h > 0.1).nonzero()
+    return rows, values, counts, picked, places, m.l3(h)[places[:, 0], places[:, 1]]
+
+
+def a_number_read(m, h):
+    return m.l2(h) / h.detach().abs().max().item()
+
+
+def host_indices(m, h):
+    order = torch.tensor([2, 0, 1], device="cpu")
+    return m.l2(h[[1, 0, 2]]) + m.l3(h)[order, 0:8]
+
+
+def literals_inside_an_operator(m, h):
+    row, column = torch.unravel_index((h.abs() * 5).long(), (10, 10))
+    return m.l2(h + row) - column
+
+
 def quantised(m, h):
     return F.linear(h, m.packed.weight8.to(h.dtype) * m.packed.scale) + m.l2(h)
 
@@ -170,6 +196,11 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "numbers": (lambda: Model(numbers), dict),
     "None and an input returned": (lambda: Model(nothing_and_inputs), lambda: {"y": x()}),
     "complex and integers": (lambda: Model(complex_and_integers), dict),
+    "complex outputs": (lambda: Model(complex_outputs), dict),
+    "sizes by data": (lambda: Model(sizes_by_data), dict),
+    "a number read": (lambda: Model(a_number_read), dict),
+    "host indices": (lambda: Model(host_indices), dict),
+    "literals inside an operator": (lambda: Model(literals_inside_an_operator), dict),
     "int8 weights": (lambda: Model(quantised, packed=Packed()), dict),
     "custom function": (lambda: Model(lambda m, h: m.l2(Double.apply(m.l0(h)))), dict),
     "hooks": (lambda: Model(lambda m, h: m.hooked(h), hooked=hooked()), dict),
