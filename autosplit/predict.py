@@ -111,14 +111,19 @@ def training_loss(outputs: Any) -> torch.Tensor | None:
     """
     differentiable = [leaf for leaf in tensor_leaves(outputs) if leaf.requires_grad]
     for leaf in differentiable:
-        if leaf.dim() == 0:
+        if leaf.dim() == 0 and not leaf.is_complex():
             return leaf
     if not differentiable:
         return None
-    total = differentiable[0].sum()
+    total = _real_sum(differentiable[0])
     for leaf in differentiable[1:]:
-        total = total + leaf.sum().to(total.device)
+        total = total + _real_sum(leaf).to(total.device)
     return total
+
+
+def _real_sum(tensor: torch.Tensor) -> torch.Tensor:
+    total = tensor.sum()
+    return total.real if total.is_complex() else total  # autograd descends real numbers only
 
 
 def _train(
@@ -138,6 +143,9 @@ def _train(
         del outputs, loss  # the caller drops a step's results before the next step
         for parameter in parameters:
             parameter.grad = None
+        for tensor in tensor_leaves(values):
+            if not tensor.is_leaf:
+                tensor.detach_()  # the model wrote to an input: the next step brings a new batch, without its history
 
 
 def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:
