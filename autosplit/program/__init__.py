@@ -18,6 +18,7 @@ from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_
 from autosplit.program.groups import stay_together
 from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
 from autosplit.program.reads import Value, read_values
+from autosplit.program.regions import closed_on_error, functorch_regions
 
 __all__ = [
     "AcceleratorForms",
@@ -28,6 +29,7 @@ __all__ = [
     "Program",
     "Spec",
     "Value",
+    "closed_on_error",
     "is_control",
     "is_move",
     "module_path",
@@ -77,6 +79,11 @@ class Program:
     def groups(self) -> list[list[fx.Node]]:
         """Nodes and sources that must stay on one device, two or more a group, in program order."""
         return stay_together(self.graph_module.graph, self.facts, self.sources, set(self.nodes))
+
+    @cached_property
+    def regions(self) -> dict[fx.Node, list[fx.Node]]:
+        """The nodes of each outermost vmap or grad of functorch, by the node that opens it."""
+        return {region[0]: region for region in functorch_regions(list(self.graph_module.graph.nodes))}
 
     @property
     def output(self) -> fx.Node:
