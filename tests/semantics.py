@@ -100,9 +100,7 @@ def modes(cases: dict[str, Case]) -> list[ParameterSet]:
 def check(case: Case, training: bool) -> None:
     """Both models compute, write, return and train the same, on two placements."""
     for turn in range(2):
-        torch.manual_seed(turn)
-        model = case.build().train(training)
-        unsplit = copy.deepcopy(model)
+        model, unsplit = _build(case, training, turn), _build(case, training, turn)
         args, kwargs = case.inputs()
         with sim.cluster("3x64MiB") as cluster:
             args, kwargs = to((args, kwargs), "sim:0")
@@ -112,6 +110,11 @@ def check(case: Case, training: bool) -> None:
                 want = observe(unsplit, *to((args, kwargs), case.home), case)
                 have = observe(split, args, kwargs, case)
                 assert_same(want, have, exact=not sums_may_reorder(split))
+
+
+def _build(case: Case, training: bool, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return case.build().train(training)
 
 
 def place(model: nn.Module, args: Any, kwargs: Any, devices: list[str], turn: int) -> nn.Module:
