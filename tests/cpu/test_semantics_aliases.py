@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from semantics import ROWS, Case, Net, W, check, families, modes, of, rows
+from splitting import split_in_turns
 from torch import nn
+
+from autosplit import sim
 
 # ---------------------------------------------------------------- written in place
 
@@ -248,3 +251,14 @@ CASES = families(written=WRITTEN, view=VIEWS, outputs=OUTPUTS)
 @pytest.mark.parametrize(("case", "training"), modes(CASES))
 def test_aliases(case: Case, training: bool) -> None:
     check(case, training)
+
+
+def test_an_output_that_is_a_view_of_an_input_shares_its_memory() -> None:
+    model = Net(lambda m, h, y: (m.l2(h), y[:2]))
+    with sim.cluster("2x64MiB") as cluster:
+        x, y = rows().to("sim:0"), rows().to("sim:0")
+        split = split_in_turns(model.eval(), (x, y), {}, [str(d) for d in cluster.devices])
+        with torch.no_grad():
+            _, (_, top) = split(x, y)
+            y.zero_()
+        assert not top.any()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from semantics import Case, Net, W, assert_same, check, families, modes, observe, of, place, rows
 from splitting import split_in_turns, to
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 import autosplit
@@ -197,7 +197,12 @@ class Lazy(nn.Module):
         return self.out(self.conv(self.inp(x)).relu())
 
 
+def traced() -> nn.Module:
+    return fx.symbolic_trace(nn.Sequential(nn.Linear(W, W), nn.Tanh(), nn.Linear(W, W)).double())
+
+
 KINDS = {
+    "traced by fx": Case(traced, lambda: (rows(),), whole=True),
     "lazy, called before": Case(lambda: Lazy(called=True), lambda: (rows(2, 5, 6, dtype=torch.float32),), whole=True),
     "a transformer layer": of(
         lambda m, h: m.part(h[None])[0],

@@ -53,6 +53,10 @@ def island(m, h):
     return m.norm(high) * h
 
 
+def to_dtype_of(m, h):
+    return torch.ones(W, dtype=torch.float32, device=h.device).to(h.dtype) * h
+
+
 def floats(step=None, **options) -> Case:
     return Case(lambda: Floats(step), lambda: (rows(dtype=torch.float32),), whole=True, **options)
 
@@ -62,6 +66,7 @@ bfloat16 = partial(torch.autocast, dtype=torch.bfloat16)
 AUTOCAST = {
     "by the caller": floats(context=bfloat16),
     "by the caller, with an island": floats(island, context=bfloat16),
+    "by the caller, to the dtype of": floats(to_dtype_of, context=bfloat16),
     "inside forward": floats(inside, home="cpu"),
     "inside forward and around": floats(inside, home="cpu", context=bfloat16, train=False),
     "by a decorator": floats(decorated, home="cpu"),
@@ -109,7 +114,15 @@ def detached(m, h):
     return a * m.l3(h).detach(), h.detach() * 2
 
 
+def hooked_in_forward(m, h):
+    a = m.l2(h)
+    if a.requires_grad:
+        a.register_hook(lambda g: g * 3)
+    return m.l3(a)
+
+
 GRAD = {
+    "a hook on an intermediate": of(hooked_in_forward),
     "no_grad": of(no_grad_target),
     "enable_grad within no_grad": of(grad_within_no_grad),
     "a decorator": of(lambda m, h: frozen_step(m, h) * m.l3(h)),

@@ -47,6 +47,16 @@ def images(m, h):
     return m.norm(m.norm2(grid).relu()).reshape(ROWS, W)
 
 
+def grown_buffer(m, h):
+    m.seen = torch.cat([m.seen, m.l2(h).detach()[:1]])
+    return m.l3(h) + m.seen.sum(0)
+
+
+def kept_on_attribute(m, h):
+    m.last = m.l2(h)
+    return m.l3(m.last)
+
+
 def buffers() -> dict[str, torch.Tensor]:
     zero = torch.zeros((), dtype=torch.int64)
     return {"mean": rows(W), "other": rows(W), "count": zero, "seen": zero.clone(), "ring": rows(4, W)}
@@ -68,6 +78,8 @@ BUFFERS = {
     "swapped": with_buffers(swapped),
     "ring": with_buffers(ring),
     "lerped": with_buffers(lerped),
+    "that grows": Case(lambda: Net(grown_buffer, seen=rows(1, W))),
+    "kept on an attribute": of(kept_on_attribute),
     "not persistent": of(lambda m, h: m.l2(m.inner(h) * m.inner.mask), inner=hidden_buffer),
     "batch norm": of(norm_twice, norm=lambda: nn.BatchNorm1d(W)),
     "batch norm, no statistics": of(norm_twice, norm=lambda: nn.BatchNorm1d(W, track_running_stats=False)),
