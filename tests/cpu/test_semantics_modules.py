@@ -284,3 +284,12 @@ def test_a_part_moves_with_its_hooks_to_a_copy() -> None:
         copied = copy.deepcopy(split)
         case = Case(lambda: model)
         assert_same(observe(split, args, {}, case), observe(copied, args, {}, case))
+
+
+def test_an_exported_program() -> None:
+    unsplit = torch.export.export(nn.Sequential(nn.Linear(W, W), nn.Tanh(), nn.Linear(W, W)).double(), (rows(),))
+    with sim.cluster("2x64MiB") as cluster:
+        x = rows()
+        want = unsplit.module()(x)
+        split = split_in_turns(unsplit.module(), (x,), {}, [str(d) for d in cluster.devices])
+        assert torch.equal(split(x), want)
