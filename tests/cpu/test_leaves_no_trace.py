@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import autosplit
 from autosplit import sim
+from autosplit.program import closed_on_error
 
 W = 8
 THREADS = 8
@@ -151,6 +152,22 @@ def test_plan_leaves_no_trace(name: str, around: str, mode: Any) -> None:
         assert after[key] == value, key
     for key, value in model_before.items():
         assert model_after[key] == value, key
+
+
+def test_regions_that_an_error_leaves_open_are_closed() -> None:
+    def opens_and_raises() -> None:
+        torch.autocast("cpu", dtype=torch.float16).__enter__()
+        torch.set_grad_enabled(False)
+        torch._C._autograd._saved_tensors_hooks_disable("no hooks here")
+        torch._C._functorch._vmap_increment_nesting(2, "error")
+        raise ZeroDivisionError
+
+    before = process()
+    with pytest.raises(ZeroDivisionError), closed_on_error():
+        opens_and_raises()
+    after = process()
+    for key, value in before.items():
+        assert after[key] == value, key
 
 
 # ---------------------------------------------------------------- beside other threads
