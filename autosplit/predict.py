@@ -23,7 +23,7 @@ from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
 from autosplit.errors import PlanError
 from autosplit.graph import Mode
-from autosplit.program import AcceleratorForms, Input, Spec, call_on_fakes, tensor_leaves
+from autosplit.program import AcceleratorForms, Input, Spec, call_on_fakes, closed_on_error, tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
@@ -92,7 +92,8 @@ def predict_memory(
         PlanError: an operation's tensors are on different devices.
     """
     devices = fake_devices(cluster)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(mode == "train"):
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with closed_on_error(), fakes, torch.set_grad_enabled(mode == "train"):
         tracker = _Tracker(cluster)
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
         with tracker, forms:
@@ -129,11 +130,15 @@ def training_loss(outputs: Any) -> torch.Tensor | None:
             return leaf
     if not differentiable:
         return None
-    differentiable = [leaf.real if leaf.is_complex() else leaf for leaf in differentiable]
-    total = differentiable[0].sum()
+    total = _real_sum(differentiable[0])
     for leaf in differentiable[1:]:
-        total = total + leaf.sum().to(total.device)
+        total = total + _real_sum(leaf).to(total.device)
     return total
+
+
+def _real_sum(tensor: torch.Tensor) -> torch.Tensor:
+    total = tensor.sum()
+    return total.real if total.is_complex() else total  # autograd descends real numbers only
 
 
 def _train(
@@ -153,6 +158,9 @@ def _train(
         del outputs, loss  # the caller drops a step's results before the next step
         for parameter in parameters:
             parameter.grad = None
+        for tensor in tensor_leaves(values):
+            if not tensor.is_leaf:
+                tensor.detach_()  # the model wrote to an input: the next step brings a new batch, without its history
 
 
 def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,14 +23,34 @@ def split_at_random(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], devices: list[str], seed: int
 ) -> nn.Module:
     """Every node on a device of its own choice, often that of the node before it; groups follow their first node."""
+    rng, last = random.Random(seed), devices[0]
+
+    def choose(_: int) -> str:
+        nonlocal last
+        last = rng.choice([last, *devices])
+        return last
+
+    return _split(model, args, kwargs, devices, choose)
+
+
+def split_in_turns(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], devices: list[str], first: int = 0
+) -> nn.Module:
+    """Each node on another device than the node before it: a cut wherever one is possible."""
+    return _split(model, args, kwargs, devices, lambda i: devices[(first + i) % len(devices)])
+
+
+def _split(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    devices: list[str],
+    choose: Callable[[int], str],
+) -> nn.Module:
     frontend = Frontend(model, unsplit_class(model))
     mode = "train" if model.training else "infer"
     program = frontend.capture(args, kwargs, mode)
-    rng = random.Random(seed)
-    wanted, device = {}, devices[0]
-    for node in program.nodes:
-        device = rng.choice([device, *devices])
-        wanted[program.names[node]] = device
+    wanted = {program.names[node]: choose(i) for i, node in enumerate(program.nodes)}
     request = Request(resolve(devices), mode, placement=wanted, optimizer="sgd")
     plan, captured = make_plan(model, frontend, args, kwargs, request)
     return apply_captured(model, plan, frontend, captured)

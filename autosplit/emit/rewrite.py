@@ -90,11 +90,19 @@ class _Rewriter:
                 self.write_back()
                 self.graph.output(tuple(self.result(node, i, value) for i, value in enumerate(node.args[0])))
             else:
+                self.bring_along(node)
                 self.env[node] = new = self.emit(number, node)
                 new.meta["value_name"] = self.program.names[node]
         self.emitted.graph_module = fx.GraphModule(self.root, self.graph, class_name="Split")
         self.graph.lint()
         return self.emitted
+
+    def bring_along(self, node: fx.Node) -> None:
+        """Copy what a functorch region reads before ``node`` opens it: inside, the copy would be wrapped as well."""
+        for reader in self.program.regions.get(node, ()):
+            for argument in reader.all_input_nodes if reader in self.assigned else ():
+                if argument in self.env:
+                    self.read(reader, argument, self.assigned[reader])
 
     def emit(self, number: int, node: fx.Node) -> fx.Node:
         if node.op == "placeholder":

@@ -24,6 +24,7 @@ from autosplit.program.groups import stay_together
 from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
 from autosplit.program.reads import Value, read_values
 from autosplit.program.recorded import RECORDED
+from autosplit.program.regions import closed_on_error, functorch_regions
 
 __all__ = [
     "RECORDED",
@@ -36,6 +37,7 @@ __all__ = [
     "Spec",
     "Value",
     "call_on_fakes",
+    "closed_on_error",
     "is_control",
     "is_move",
     "module_path",
@@ -124,6 +126,11 @@ class Program:
     def casting(self) -> AbstractContextManager[Any]:
         """The caller's autocast, for running the graph on the logical CPU."""
         return nullcontext() if self.autocast is None else torch.autocast("cpu", dtype=self.autocast)
+
+    @cached_property
+    def regions(self) -> dict[fx.Node, list[fx.Node]]:
+        """The nodes of each outermost vmap or grad of functorch, by the node that opens it."""
+        return {region[0]: region for region in functorch_regions(list(self.graph_module.graph.nodes))}
 
     @property
     def output(self) -> fx.Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, Spec, tensor_leaves
-from autosplit.program.names import operator_name, source_line
+from autosplit.program.names import is_control, operator_name, source_line
 from autosplit.program.recorded import RECORDED, Recorded
+from autosplit.program.regions import bare, closed_on_error
 
 _RUNNING_STATS = ("running_mean", "running_var")  # written by batch_norm and instance_norm; their schema hides it
 
@@ -87,11 +89,19 @@ class _Analysis(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.effects.clear()
         self.saved = {}
-        differentiable = [a for a in n.all_input_nodes if any(t.requires_grad for t in tensor_leaves(self.env[a]))]
-        with self.effects, torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved):
+        differentiable = [a for a in n.all_input_nodes if self._differentiable(a)]
+        with self.effects, self._saved_tensors(n):
             result = self._run(n)
         self.facts[n] = self._facts(result, frozenset(differentiable))
         return result
+
+    def _differentiable(self, node: fx.Node) -> bool:
+        return any(bare(tensor).requires_grad for tensor in tensor_leaves(self.env[node]))
+
+    def _saved_tensors(self, node: fx.Node) -> AbstractContextManager[Any]:
+        if is_control(node) or torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:
+            return nullcontext()  # torch.func.grad bans hooks inside
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved)
 
     def _run(self, n: fx.Node) -> Any:
         """The node's result; where fakes cannot give the one that was recorded, the recorded one."""
@@ -115,7 +125,7 @@ class _Analysis(fx.Interpreter):
 
     def _facts(self, result: Any, differentiable: frozenset[fx.Node]) -> Facts:
         effects = self.effects
-        tensors = tensor_leaves(result)
+        tensors = [bare(tensor) for tensor in tensor_leaves(result)]
         returned = {_storage(t) for t in tensors}
         hidden = {s: size for s, size in self.saved.items() if s in effects.allocated and s not in returned}
         gone = [size for s, size in effects.allocated.items() if s not in returned and s not in hidden]
@@ -141,7 +151,8 @@ class _Analysis(fx.Interpreter):
 def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -> dict[fx.Node, Facts]:
     """Run the graph once on fake tensors on the logical CPU, gradients on in "train", and note what each node does."""
     analysis = _Analysis(graph_module)
-    with FakeTensorMode(allow_non_fake_inputs=True), AcceleratorForms(), torch.set_grad_enabled(mode == "train"):
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with closed_on_error(), fakes, AcceleratorForms(), torch.set_grad_enabled(mode == "train"):
         analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
     return analysis.facts
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import networkx as nx
 from torch import fx
 
 from autosplit.program.facts import Facts
 from autosplit.program.names import operator_name
+from autosplit.program.regions import functorch_regions
 
 
 def stay_together(
@@ -18,6 +20,7 @@ def stay_together(
 
     - All nodes that return or write a storage that anybody writes: an alias on another device would go stale.
     - A container of tensors and its readers: only tensors cross between devices.
+    - The nodes of a vmap or grad of functorch: its wrapped tensors make sense only between its marks.
     - ``as_strided`` and what it reads: a copy does not keep the layout of the storage.
     """
     links: nx.Graph[fx.Node] = nx.Graph()
@@ -30,6 +33,8 @@ def stay_together(
                 links.add_edge(keeper.setdefault(storage, node), node)
         if node in placed:
             links.add_edges_from((argument, node) for argument in _inseparable(node, facts))
+    for region in functorch_regions(list(graph.nodes)):
+        links.add_edges_from(pairwise(node for node in region if node in placed))
     for source, reader in sources.items():
         if source in links and reader is not None:
             links.add_edge(source, reader)  # its home is where it is first read
