@@ -27,6 +27,7 @@ OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 _TRAINING_STEPS = 2  # the second has the optimizer's state from the start
 _COPIES = ("aten::_to_copy", "aten::copy_")
+_INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 _MADE_OF_OTHERS = {  # no device has a kernel of its own for these: their intermediates count
     func: decomposition_table[func] for func in (torch.ops.aten._safe_softmax.default,)
 }
@@ -218,6 +219,9 @@ def _malloc(allocator: CachingAllocator, size_bytes: int) -> Block | None:
 
 
 def _check_devices(func: Any, tensors: list[torch.Tensor]) -> None:
-    found = {tensor.device for tensor in tensors if tensor.dim() or tensor.device.index is not None}
+    on_host_too = func._schema.name in _INDEXING  # x[[0, 2]] has its indices on the host, for every device
+    found = {
+        tensor.device for tensor in tensors if tensor.device.index is not None or (tensor.dim() and not on_host_too)
+    }
     if len(found) > 1:
         raise PlanError(f"{func}: its tensors are on {len(found)} devices ({', '.join(sorted(map(str, found)))})")

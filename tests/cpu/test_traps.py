@@ -107,6 +107,13 @@ def strided(m, h):
     return m.l2(windows.reshape(3, 12)[:, :W])
 
 
+def indices_in_a_list(m, h):
+    """torch makes the indices on the host and hands them to the kernel of any device."""
+    turned = h[..., [3, 1, 2, 0, 7, 6, 5, 4]] * 2
+    turned[:, [0, 2]] = 0.5
+    return m.l2(turned)
+
+
 def numbers(m, h):
     rows, columns = h.size(0), h.shape[-1]
     return m.l2(h.reshape(columns, rows).t().contiguous()) / (rows * columns) + h.numel()
@@ -167,6 +174,7 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "attention": (lambda: Model(attention), dict),
     "multi-output": (lambda: Model(multi_output), dict),
     "as_strided": (lambda: Model(strided), dict),
+    "indices in a list": (lambda: Model(indices_in_a_list), dict),
     "numbers": (lambda: Model(numbers), dict),
     "None and an input returned": (lambda: Model(nothing_and_inputs), lambda: {"y": x()}),
     "complex and integers": (lambda: Model(complex_and_integers), dict),
