@@ -219,9 +219,14 @@ def _malloc(allocator: CachingAllocator, size_bytes: int) -> Block | None:
 
 
 def _check_devices(func: Any, tensors: list[torch.Tensor]) -> None:
-    on_host_too = func._schema.name in _INDEXING  # x[[0, 2]] has its indices on the host, for every device
-    found = {
-        tensor.device for tensor in tensors if tensor.device.index is not None or (tensor.dim() and not on_host_too)
-    }
+    if func._schema.name in _INDEXING:  # x[[0, 2]] has its indices on the host, for every device
+        tensors = [tensor for tensor in tensors if _is_indexed(tensor.device)]
+    found = {tensor.device for tensor in tensors if tensor.dim() or _is_indexed(tensor.device)}
     if len(found) > 1:
         raise PlanError(f"{func}: its tensors are on {len(found)} devices ({', '.join(sorted(map(str, found)))})")
+
+
+def _is_indexed(device: torch.device) -> bool:
+    """One of the cluster's, not the host."""
+    index: int | None = device.index  # torch's stub says int
+    return index is not None
