@@ -81,7 +81,7 @@ class _Analysis(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.effects.clear()
         self.saved = {}
-        differentiable = [a for a in n.all_input_nodes if any(t.requires_grad for t in tensor_leaves(self.env[a]))]
+        differentiable = [a for a in n.all_input_nodes if any(map(_requires_grad, tensor_leaves(self.env[a])))]
         with self.effects, torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved):
             result = super().run_node(n)
         self.facts[n] = self._facts(result, frozenset(differentiable))
@@ -111,7 +111,7 @@ class _Analysis(fx.Interpreter):
         )
 
     def _leaf(self, tensor: torch.Tensor) -> Leaf:
-        return Leaf(self._id(_storage(tensor)), _size_bytes(tensor), _storage_bytes(tensor), tensor.requires_grad)
+        return Leaf(self._id(_storage(tensor)), _size_bytes(tensor), _storage_bytes(tensor), _requires_grad(tensor))
 
     def _id(self, storage: int) -> int:
         return self.ids.setdefault(storage, len(self.ids))
@@ -126,12 +126,23 @@ def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(_plain(tensor).untyped_storage()._cdata)
 
 
 def _storage_bytes(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage().nbytes())
+    return int(_plain(tensor).untyped_storage().nbytes())
 
 
 def _size_bytes(tensor: torch.Tensor) -> int:
-    return int(tensor.numel()) * tensor.element_size()
+    return int(_plain(tensor).numel()) * tensor.element_size()
+
+
+def _requires_grad(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad or _plain(tensor).requires_grad
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside the wrappers of vmap and of torch.func, which have no storage."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

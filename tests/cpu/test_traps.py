@@ -114,6 +114,11 @@ def indices_in_a_list(m, h):
     return m.l2(turned)
 
 
+def mapped_by_vmap(m, h):
+    scores = torch.vmap(lambda row: (m.l0(row) * 2).softmax(-1))(h)
+    return m.l2(scores), m.l3(torch.vmap(torch.outer)(scores, h)[:, 0])
+
+
 def numbers(m, h):
     rows, columns = h.size(0), h.shape[-1]
     return m.l2(h.reshape(columns, rows).t().contiguous()) / (rows * columns) + h.numel()
@@ -175,6 +180,7 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "multi-output": (lambda: Model(multi_output), dict),
     "as_strided": (lambda: Model(strided), dict),
     "indices in a list": (lambda: Model(indices_in_a_list), dict),
+    "vmap": (lambda: Model(mapped_by_vmap), dict),
     "numbers": (lambda: Model(numbers), dict),
     "None and an input returned": (lambda: Model(nothing_and_inputs), lambda: {"y": x()}),
     "complex and integers": (lambda: Model(complex_and_integers), dict),
