@@ -1,6 +1,6 @@
 """Split every model of the zoo over three virtual devices, and compare it with the unsplit model in all it does.
 
-    python tests/bench/zoo.py [--list] [--only NAME] [--family FAMILY]
+    python tests/bench/zoo.py [--list] [--only NAME] [--family FAMILY] [--checks CHECK ...] [--random SEED]
 
 One row a model: how it was captured, its nodes, seconds to plan, devices used, and a verdict for each of
 
@@ -12,7 +12,8 @@ One row a model: how it was captured, its nodes, seconds to plan, devices used, 
 - names: state_dict, its names, order and values; class: isinstance and the name of the class;
 - greedy, sample, cached: tokens of generate without a cache, sampled from a seed, and as generate is by default.
 
-"equal" is bit for bit; "close" is within 1e-6 of the largest value, where sums were taken in another order.
+"equal" is bit for bit; "close" is within 1e-6 (of the largest gradient, or of a tensor's largest value), where sums
+were taken in another order.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from zoo import ENTRIES, Entry
 from zoo.compare import CHECKS, Comparison, Verdict, compare
 
+WIDTH = 400
+"""Most characters of a reason."""
+
 
 def main() -> int:
     """Print the table; exit 1 when a row is not good."""
@@ -41,6 +45,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="a model's name; may be repeated")
     parser.add_argument("--family", help="the models of one family")
     parser.add_argument("--list", action="store_true", help="print the models and what they need, and stop")
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS, help="only some of the checks")
+    parser.add_argument("--random", type=int, metavar="SEED", help="every operator on a device of its own choice")
     parser.add_argument("--limit", type=int, default=300, help="seconds for one model")
     options = parser.parse_args()
     chosen = [
@@ -55,12 +61,12 @@ def main() -> int:
             print(f"{entry.name:24} {entry.family:14} {entry.missing() or entry.needs}")
         return 0
     _be_quiet()
-    rows, skipped = _run(chosen, options.limit)
+    rows, skipped = _run(chosen, options)
     _summarise(rows, skipped)
     return 0 if all(row.good for row in rows) else 1
 
 
-def _run(chosen: list[Entry], limit: int) -> tuple[list[Comparison], dict[str, str]]:
+def _run(chosen: list[Entry], options: argparse.Namespace) -> tuple[list[Comparison], dict[str, str]]:
     rows: list[Comparison] = []
     skipped: dict[str, str] = {}
     print(f"{'model':22} {'rung':7} {'nodes':>5} {'plan':>6} {'used':>4}  {' '.join(f'{name:8}' for name in CHECKS)}")
@@ -69,17 +75,20 @@ def _run(chosen: list[Entry], limit: int) -> tuple[list[Comparison], dict[str, s
         if missing:
             skipped[entry.name] = missing
             continue
-        rows.append(_guarded(entry, limit))
+        rows.append(_guarded(entry, options))
         print(_line(rows[-1]), flush=True)
+        for name, verdict in rows[-1].verdicts.items():
+            if not verdict.good:
+                print(f"    {verdict.word} {name}: {verdict.why[:WIDTH]}", flush=True)
     return rows, skipped
 
 
-def _guarded(entry: Entry, limit: int) -> Comparison:
+def _guarded(entry: Entry, options: argparse.Namespace) -> Comparison:
     """The comparison of one entry; whatever goes wrong is its verdict."""
     torch._dynamo.reset()
     try:
-        with _time_limit(limit):
-            return compare(entry)
+        with _time_limit(options.limit):
+            return compare(entry, options.checks, seed=options.random)
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Comparison(entry, verdicts={"forward": Verdict("crashed", why)})
@@ -107,7 +116,7 @@ def _line(row: Comparison) -> str:
 
 
 def _summarise(rows: list[Comparison], skipped: dict[str, str]) -> None:
-    """Totals of each check, then everything that is not equal, with the reason."""
+    """Totals of each check, and what the rows do not say."""
     good = sum(row.good for row in rows)
     print(f"\n{good} of {len(rows)} models good ({good / max(1, len(rows)):.0%}), {len(skipped)} skipped")
     print("rungs: " + ", ".join(f"{count} {rung}" for rung, count in Counter(row.rung for row in rows).most_common()))
@@ -118,11 +127,9 @@ def _summarise(rows: list[Comparison], skipped: dict[str, str]) -> None:
     for row in rows:
         if row.rung != "-" and row.used < 3:
             print(f"used {row.used} of 3: {row.entry.name}")
-    for word in ("crashed", "DIFFERS", "refused", "close"):
-        for row in rows:
-            for name, verdict in row.verdicts.items():
-                if verdict.word == word:
-                    print(f"{word:8} {row.entry.name} {name}: {verdict.why[:400]}")
+    for row in rows:
+        if row.good and any(verdict.word == "close" for verdict in row.verdicts.values()):
+            print(f"close    {row.entry.name}: {', '.join(f'{n} {v.why}' for n, v in row.verdicts.items() if v.why)}")
     for name, why in skipped.items():
         print(f"skipped  {name}: {why}")
 

@@ -7,11 +7,12 @@ import copy
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from splitting import split_at_random
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -21,8 +22,9 @@ from autosplit.errors import AutosplitError
 from zoo.entry import Entry, Inputs, tensors
 
 STEPS = 3
+RATE = 1e-3
 CLOSE = 1e-6
-"""Relative to the largest value of a tensor: what a sum in another order may change in single precision."""
+"""What a sum in another order may change in single precision, relative to what ``scale`` says."""
 
 ROOM = 2**36
 CHECKS = ("forward", "steps", "other", "eval", "python", "names", "class", "greedy", "sample", "cached")
@@ -68,11 +70,21 @@ class Comparison:
         return self.used > 1 and all(verdict.good for verdict in self.verdicts.values())
 
 
-def compare(entry: Entry, checks: tuple[str, ...] = CHECKS, steps: int = STEPS, devices: int = 3) -> Comparison:
-    """Split a copy of the model over virtual devices and compare it with another on a single one."""
+def compare(
+    entry: Entry, checks: Sequence[str] = CHECKS, steps: int = STEPS, devices: int = 3, seed: int | None = None
+) -> Comparison:
+    """Split a copy of the model over virtual devices and compare it with another on a single one.
+
+    Args:
+        entry: the model.
+        checks: which of CHECKS to make.
+        steps: of training.
+        devices: how many.
+        seed: of a random placement; None splits as a user would.
+    """
     torch.manual_seed(0)
     model, inputs = entry.build()
-    calls = _calls(entry, inputs, steps)
+    calls = _calls(entry, inputs, copy.deepcopy(model.state_dict()), steps)
     calls = {name: call for name, call in calls.items() if name in checks}
     with sim.cluster([ROOM]):
         unsplit = copy.deepcopy(model).to("sim:0")
@@ -81,7 +93,7 @@ def compare(entry: Entry, checks: tuple[str, ...] = CHECKS, steps: int = STEPS, 
     row = Comparison(entry)
     with sim.cluster([ROOM] * devices) as cluster:
         try:
-            split = _partition(row, model, cluster.devices, inputs)
+            split = _partition(row, model, cluster.devices, inputs, seed)
         except Exception as error:
             row.verdicts["forward"] = _fallen(error)
             return row
@@ -93,11 +105,13 @@ def compare(entry: Entry, checks: tuple[str, ...] = CHECKS, steps: int = STEPS, 
     return row
 
 
-def _partition(row: Comparison, model: nn.Module, devices: Any, inputs: Inputs) -> nn.Module:
+def _partition(row: Comparison, model: nn.Module, devices: Any, inputs: Inputs, seed: int | None) -> nn.Module:
+    inputs, model = on_device(inputs), copy.deepcopy(model).train()
     began = time.perf_counter()
-    split = autosplit.partition(
-        copy.deepcopy(model).train(), devices, kwargs=on_device(inputs), strategy="split", optimizer="sgd"
-    )
+    if seed is None:
+        split = autosplit.partition(model, devices, kwargs=inputs, strategy="split", optimizer="sgd")
+    else:
+        split = split_at_random(model, (), inputs, [str(device) for device in devices], seed)
     row.plan_seconds = time.perf_counter() - began
     plan = split.plan
     row.rung = getattr(plan, "capture", "graph")
@@ -105,14 +119,14 @@ def _partition(row: Comparison, model: nn.Module, devices: Any, inputs: Inputs) 
     return split
 
 
-def _calls(entry: Entry, inputs: Inputs, steps: int) -> dict[str, Callable[[nn.Module], Seen]]:
-    """What is done with each of the two models, in this order."""
+def _calls(entry: Entry, inputs: Inputs, first: dict[str, Any], steps: int) -> dict[str, Callable[[nn.Module], Seen]]:
+    """What is done with each of the two models, in this order; the first weights are loaded again after the steps."""
     other = entry.other()
     calls: dict[str, Callable[[nn.Module], Seen]] = {
         "forward": lambda model: forward(model.train(), inputs),
         "steps": lambda model: train(entry, model, inputs, steps),
-        "other": lambda model: train(entry, model, other, 1),
-        "eval": lambda model: forward(model.eval(), inputs),
+        "other": lambda model: train(entry, loaded(model, first), other, 1),
+        "eval": lambda model: forward(loaded(model, first).eval(), inputs),
         "python": lambda model: Seen(values=(copy.deepcopy(entry.state(model)) if entry.state else None,)),
     }
     if entry.prompt is not None:
@@ -135,6 +149,12 @@ def observe(call: Callable[[nn.Module], Seen], model: nn.Module) -> Seen:
     return dataclasses.replace(seen, values=(*seen.values, said.getvalue()))
 
 
+def loaded(model: nn.Module, state: dict[str, Any]) -> nn.Module:
+    """The model with its weights as they were, so that one difference is not found twice."""
+    model.load_state_dict(state)
+    return model
+
+
 def forward(model: nn.Module, inputs: Inputs) -> Seen:
     """The outputs, their classes and places; gradients are on in training."""
     with torch.set_grad_enabled(model.training):
@@ -143,17 +163,22 @@ def forward(model: nn.Module, inputs: Inputs) -> Seen:
 
 
 def train(entry: Entry, model: nn.Module, inputs: Inputs, steps: int) -> Seen:
-    """The first step's outputs, and the weights after some steps."""
+    """The first step's outputs and gradients, and the weights after some steps."""
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    seen = Seen()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    kept: dict[str, torch.Tensor] = {}
+    values: tuple[Any, ...] = ()
     for step in range(steps):
         out = model(**on_device(inputs))
-        seen = _outputs(out) if step == 0 else seen
         entry.loss(out).backward()
+        if step == 0:
+            values, kept = _outputs(out).values, _outputs(out).tensors
+            kept |= {f"gradient {n}": p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
         optimizer.step()
         optimizer.zero_grad()
-    return dataclasses.replace(seen, tensors=seen.tensors | dict(_weights(model)))
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        kept[f"weight {name}"] = weight.detach().cpu().clone()
+    return Seen(kept, values)
 
 
 def generate(model: Any, prompt: Inputs, **options: Any) -> Seen:
@@ -167,11 +192,6 @@ def _outputs(out: Any) -> Seen:
     where = tuple(leaf.device.type for leaf in leaves)
     kept = {f"out {i}": leaf.detach().cpu().clone() for i, leaf in enumerate(leaves)}
     return Seen(kept, (f"{type(out).__module__}.{type(out).__qualname__}", where))
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        yield name, weight.detach().cpu().clone()
 
 
 def on_device(inputs: Inputs) -> Inputs:
@@ -204,15 +224,33 @@ def judge(want: Seen, have: Seen) -> Verdict:
         return Verdict("DIFFERS", f"{changed[0]!r} for {changed[1]!r}")
     if list(have.tensors) != list(want.tensors):
         return Verdict("DIFFERS", f"tensors {sorted(set(have.tensors) ^ set(want.tensors))[:3]}")
-    far = {name: difference(have.tensors[name], value) for name, value in want.tensors.items()}
+    step = max((_largest(value) for name, value in want.tensors.items() if name.startswith("gradient")), default=0.0)
+    far = {
+        name: difference(have.tensors[name], value, scale(name, value, step)) for name, value in want.tensors.items()
+    }
     name, worst = max(far.items(), key=lambda item: item[1], default=("", 0.0))
     if worst == 0:
         return Verdict("equal")
     return Verdict("close" if worst <= CLOSE else "DIFFERS", f"{name} by {worst:.1e}")
 
 
-def difference(have: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference relative to the largest value; 0 for the same bits, infinity for another form or a NaN."""
+def scale(name: str, value: torch.Tensor, largest_gradient: float) -> float:
+    """What a difference is relative to.
+
+    For a gradient the model's largest one: some are zero but for rounding, as those of a bias before a softmax. For a
+    weight its own largest value, or the largest step where that is more; for an output its largest value.
+    """
+    if name.startswith("gradient"):
+        return largest_gradient
+    return max(_largest(value), RATE * largest_gradient if name.startswith("weight") else 0.0)
+
+
+def _largest(value: torch.Tensor) -> float:
+    return float(value.nan_to_num().abs().max()) if value.numel() else 0.0
+
+
+def difference(have: torch.Tensor, want: torch.Tensor, scale: float = 1.0) -> float:
+    """Largest difference over the scale; 0 for the same bits, infinity for another form or a NaN."""
     if have.shape != want.shape or have.dtype != want.dtype:
         return float("inf")
     if torch.equal(have, want) or (torch.equal(have.nan_to_num(), want.nan_to_num()) and _same_nans(have, want)):
@@ -221,7 +259,7 @@ def difference(have: torch.Tensor, want: torch.Tensor) -> float:
         return float("inf")
     wide = torch.complex128 if want.is_complex() else torch.float64
     apart = (have.nan_to_num().to(wide) - want.nan_to_num().to(wide)).abs().max()
-    return float(apart / want.nan_to_num().abs().max().double().clamp(min=1e-30))
+    return float(apart) / max(scale, 1e-30)
 
 
 def _same_nans(have: torch.Tensor, want: torch.Tensor) -> bool:
