@@ -21,7 +21,7 @@ from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
 from autosplit.errors import PlanError
 from autosplit.graph import Mode
-from autosplit.program import AcceleratorForms, Input, Spec, tensor_leaves
+from autosplit.program import AcceleratorForms, Input, Spec, fake_mode, tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
@@ -79,7 +79,7 @@ def predict_memory(
         PlanError: an operation's tensors are on different devices.
     """
     devices = fake_devices(cluster)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(mode == "train"):
+    with fake_mode(), torch.set_grad_enabled(mode == "train"):
         tracker = _Tracker(cluster)
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
         with tracker, forms:

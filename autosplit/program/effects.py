@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.facts import Facts, Input, Leaf, tensor_leaves
+from autosplit.program.fakes import fake_mode
 
 _RUNNING_STATS = ("running_mean", "running_var")  # written by batch_norm and instance_norm; their schema hides it
 
@@ -120,7 +120,7 @@ class _Analysis(fx.Interpreter):
 def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -> dict[fx.Node, Facts]:
     """Run the graph once on fake tensors on the logical CPU, gradients on in "train", and note what each node does."""
     analysis = _Analysis(graph_module)
-    with FakeTensorMode(allow_non_fake_inputs=True), AcceleratorForms(), torch.set_grad_enabled(mode == "train"):
+    with fake_mode(), AcceleratorForms(), torch.set_grad_enabled(mode == "train"):
         analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
     return analysis.facts
 

@@ -119,6 +119,11 @@ def mapped_by_vmap(m, h):
     return m.l2(scores), m.l3(torch.vmap(torch.outer)(scores, h)[:, 0])
 
 
+def asserted_values(m, h):
+    torch._check_tensor_all(h.abs() < 1e6)
+    return m.l2(h)
+
+
 def numbers(m, h):
     rows, columns = h.size(0), h.shape[-1]
     return m.l2(h.reshape(columns, rows).t().contiguous()) / (rows * columns) + h.numel()
@@ -181,6 +186,7 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "as_strided": (lambda: Model(strided), dict),
     "indices in a list": (lambda: Model(indices_in_a_list), dict),
     "vmap": (lambda: Model(mapped_by_vmap), dict),
+    "asserted values": (lambda: Model(asserted_values), dict),
     "numbers": (lambda: Model(numbers), dict),
     "None and an input returned": (lambda: Model(nothing_and_inputs), lambda: {"y": x()}),
     "complex and integers": (lambda: Model(complex_and_integers), dict),
