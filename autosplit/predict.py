@@ -21,7 +21,7 @@ from autosplit.allocator import AllocationError, Block, CachingAllocator
 from autosplit.device import HOST, Cluster, Device
 from autosplit.errors import PlanError
 from autosplit.graph import Mode
-from autosplit.program import AcceleratorForms, Input, Spec, fake_mode, tensor_leaves
+from autosplit.program import AcceleratorForms, Input, Spec, fake_mode, most, tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
@@ -200,7 +200,7 @@ class _Tracker(TorchDispatchMode):
         if index is None or key in self._live:  # the host's memory is not planned
             return
         allocator = self.allocators[self._names[index]]
-        block = _malloc(allocator, storage.nbytes())
+        block = _malloc(allocator, most(storage.nbytes()))
 
         def died(_: Any) -> None:
             del self._live[key]

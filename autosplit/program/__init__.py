@@ -15,7 +15,7 @@ from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.effects import analyse
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
-from autosplit.program.fakes import fake_mode
+from autosplit.program.fakes import fake_mode, most
 from autosplit.program.groups import stay_together
 from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
 from autosplit.program.reads import Value, read_values
@@ -33,6 +33,7 @@ __all__ = [
     "is_control",
     "is_move",
     "module_path",
+    "most",
     "operator_name",
     "tensor_leaves",
 ]

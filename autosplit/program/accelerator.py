@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 UNROLLED: dict[Any, Any] = {torch.lstm: torch.ops.aten.lstm.input, torch.gru: torch.ops.aten.gru.input}
@@ -64,7 +65,7 @@ class AcceleratorForms(TorchFunctionMode):
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    if not training or not 0 < p < 1 or inplace or not input.numel():
+    if not training or not 0 < p < 1 or inplace or guard_or_false(input.numel() == 0):
         return F.dropout(input, p, training, inplace)
     return torch.native_dropout(input, p, True)[0]
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.facts import Facts, Input, Leaf, tensor_leaves
-from autosplit.program.fakes import fake_mode
+from autosplit.program.fakes import fake_mode, most
 
 _RUNNING_STATS = ("running_mean", "running_var")  # written by batch_norm and instance_norm; their schema hides it
 
@@ -55,7 +55,7 @@ class _Effects(TorchDispatchMode):
         self.moved_bytes += sum(_size_bytes(t) for t in tensor_leaves((args, kwargs, result)))
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            self.flops += int(formula(*args, **kwargs, out_val=result))
+            self.flops += most(formula(*args, **kwargs, out_val=result))
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -130,11 +130,11 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _storage_bytes(tensor: torch.Tensor) -> int:
-    return int(_plain(tensor).untyped_storage().nbytes())
+    return most(_plain(tensor).untyped_storage().nbytes())
 
 
 def _size_bytes(tensor: torch.Tensor) -> int:
-    return int(_plain(tensor).numel()) * tensor.element_size()
+    return most(_plain(tensor).numel()) * tensor.element_size()
 
 
 def _requires_grad(tensor: torch.Tensor) -> bool:

@@ -124,6 +124,21 @@ def asserted_values(m, h):
     return m.l2(h)
 
 
+def rows_by_value(m, h):
+    rows = (h[:, 0] > 0).nonzero().squeeze(1)
+    chosen = h[h.sum(-1) > h.sum() / 3]
+    return (
+        m.l2(F.dropout(h[rows], 0.5, m.training)),
+        m.l3(chosen),
+        torch.zeros_like(h).index_add(0, rows, m.l0(h[rows])),
+    )
+
+
+def sizes_by_value(m, h):
+    count = (h > 0).sum().item()
+    return m.l2(h) * torch.ones(count, dtype=h.dtype, device=h.device).sum() / h.abs().max().item()
+
+
 def numbers(m, h):
     rows, columns = h.size(0), h.shape[-1]
     return m.l2(h.reshape(columns, rows).t().contiguous()) / (rows * columns) + h.numel()
@@ -187,6 +202,8 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "indices in a list": (lambda: Model(indices_in_a_list), dict),
     "vmap": (lambda: Model(mapped_by_vmap), dict),
     "asserted values": (lambda: Model(asserted_values), dict),
+    "rows by value": (lambda: Model(rows_by_value), dict),
+    "sizes by value": (lambda: Model(sizes_by_value), dict),
     "numbers": (lambda: Model(numbers), dict),
     "None and an input returned": (lambda: Model(nothing_and_inputs), lambda: {"y": x()}),
     "complex and integers": (lambda: Model(complex_and_integers), dict),
