@@ -246,7 +246,11 @@ def scale(name: str, value: torch.Tensor, largest_gradient: float) -> float:
 
 
 def _largest(value: torch.Tensor) -> float:
-    return float(value.nan_to_num().abs().max()) if value.numel() else 0.0
+    return float(_wide(value).abs().max()) if value.numel() else 0.0
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value.nan_to_num().to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def difference(have: torch.Tensor, want: torch.Tensor, scale: float = 1.0) -> float:
@@ -257,9 +261,7 @@ def difference(have: torch.Tensor, want: torch.Tensor, scale: float = 1.0) -> fl
         return 0.0
     if not (want.is_floating_point() or want.is_complex()) or not _same_nans(have, want):
         return float("inf")
-    wide = torch.complex128 if want.is_complex() else torch.float64
-    apart = (have.nan_to_num().to(wide) - want.nan_to_num().to(wide)).abs().max()
-    return float(apart) / max(scale, 1e-30)
+    return float((_wide(have) - _wide(want)).abs().max()) / max(scale, 1e-30)
 
 
 def _same_nans(have: torch.Tensor, want: torch.Tensor) -> bool:
