@@ -1,152 +1,144 @@
-"""Split real architectures over virtual devices too small for them, and compare with the unsplit model.
+"""Split every model of the zoo over three virtual devices, and compare it with the unsplit model in all it does.
 
-    python tests/bench/zoo.py [--scale 4] [--only GPT-2]
+    python tests/bench/zoo.py [--list] [--only NAME] [--family FAMILY] [--checks CHECK ...] [--random SEED]
 
-One row a device: the peak that the plan predicts (reserved by the caching allocator, and allocated) against what was
-tracked while the model trained; and for each split whether the forward and five AdamW steps were bit-equal.
+One row a model: how it was captured, its nodes, seconds to plan, devices used, and a verdict for each of
+
+- forward: outputs, their class and what was printed, in train mode;
+- steps: weights and buffers after three SGD steps;
+- other: the same after one more, with another batch and length, not planned again;
+- eval: outputs in eval mode without gradients, not planned again;
+- python: what the forward left on the model's attributes;
+- names: state_dict, its names, order and values; class: isinstance and the name of the class;
+- greedy, sample, cached: tokens of generate without a cache, sampled from a seed, and as generate is by default.
+
+"equal" is bit for bit; "close" is within 1e-6 (of the largest gradient, or of a tensor's largest value), where sums
+were taken in another order.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import logging
+import signal
 import sys
-from dataclasses import dataclass, field
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from models import ARCHITECTURES, Architecture, Inputs, loss_of
+from zoo import ENTRIES, Entry
+from zoo.compare import CHECKS, Comparison, Verdict, compare
 
-import autosplit
-from autosplit import sim
-from autosplit.units import format_bytes
-
-STEPS = 5
-SPLITS = ((2, 0.6), (4, 0.35))
-ROOM = 2**36
-
-
-@dataclass
-class Row:
-    """One split of one architecture: what was predicted, tracked and compared."""
-
-    name: str
-    devices: int
-    capacity_bytes: int
-    forward_equal: bool
-    steps_equal: bool
-    used: int
-    predicted: list[int] = field(default_factory=list)
-    tracked: list[int] = field(default_factory=list)
-    reserved: list[int] = field(default_factory=list)
-    predicted_reserved: list[int] = field(default_factory=list)
-
-    @property
-    def worst_error(self) -> float:
-        """Largest relative error of a device's predicted peak."""
-        return max(abs(p - t) / t for p, t in zip(self.predicted, self.tracked, strict=True) if t)
-
-    @property
-    def good(self) -> bool:
-        """Equal, within capacity, and predicted within 2 %."""
-        fits = all(size <= self.capacity_bytes for size in self.reserved)
-        return self.forward_equal and self.steps_equal and fits and self.worst_error <= 0.02
+WIDTH = 400
+"""Most characters of a reason."""
 
 
 def main() -> int:
     """Print the table; exit 1 when a row is not good."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=int, default=4)
-    parser.add_argument("--only", default="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", help="a model's name; may be repeated")
+    parser.add_argument("--family", help="the models of one family")
+    parser.add_argument("--list", action="store_true", help="print the models and what they need, and stop")
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS, help="only some of the checks")
+    parser.add_argument("--random", type=int, metavar="SEED", help="every operator on a device of its own choice")
+    parser.add_argument("--limit", type=int, default=300, help="seconds for one model")
     options = parser.parse_args()
-    good = True
-    print(
-        f"{'model':8} {'devices':>7} {'capacity':>10} {'forward':>8} {'5 steps':>8}  predicted / tracked peak a device"
-    )
-    for architecture in ARCHITECTURES:
-        if options.only in architecture.name:
-            for row in compare(architecture, options.scale):
-                good &= row.good
-                print(line(row), flush=True)
-    return 0 if good else 1
+    chosen = [
+        entry
+        for entry in ENTRIES
+        if (not options.only or entry.name in options.only) and options.family in (None, entry.family)
+    ]
+    if not chosen:
+        parser.error("no such model: see --list")
+    if options.list:
+        for entry in chosen:
+            print(f"{entry.name:24} {entry.family:14} {entry.missing() or entry.needs}")
+        return 0
+    _be_quiet()
+    rows, skipped = _run(chosen, options)
+    _summarise(rows, skipped)
+    return 0 if all(row.good for row in rows) else 1
 
 
-def line(row: Row) -> str:
-    """One row of the table."""
-    peaks = "  ".join(f"{format_bytes(p)}/{format_bytes(t)}" for p, t in zip(row.predicted, row.tracked, strict=True))
-    forward, steps = ("equal" if same else "DIFFER" for same in (row.forward_equal, row.steps_equal))
+def _run(chosen: list[Entry], options: argparse.Namespace) -> tuple[list[Comparison], dict[str, str]]:
+    rows: list[Comparison] = []
+    skipped: dict[str, str] = {}
+    print(f"{'model':22} {'rung':7} {'nodes':>5} {'plan':>6} {'used':>4}  {' '.join(f'{name:8}' for name in CHECKS)}")
+    for entry in chosen:
+        missing = entry.missing()
+        if missing:
+            skipped[entry.name] = missing
+            continue
+        rows.append(_guarded(entry, options))
+        print(_line(rows[-1]), flush=True)
+        for name, verdict in rows[-1].verdicts.items():
+            if not verdict.good:
+                print(f"    {verdict.word} {name}: {verdict.why[:WIDTH]}", flush=True)
+    return rows, skipped
+
+
+def _guarded(entry: Entry, options: argparse.Namespace) -> Comparison:
+    """The comparison of one entry; whatever goes wrong is its verdict."""
+    torch._dynamo.reset()
+    try:
+        with _time_limit(options.limit):
+            return compare(entry, options.checks, seed=options.random)
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Comparison(entry, verdicts={"forward": Verdict("crashed", why)})
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"not done in {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def _line(row: Comparison) -> str:
+    words = [row.verdicts[name].word if name in row.verdicts else "-" for name in CHECKS]
     return (
-        f"{row.name:8} {row.used} of {row.devices:>2} {format_bytes(row.capacity_bytes):>10} {forward:>8} {steps:>8}  "
-        f"{peaks}  worst error {row.worst_error:.2%}{'' if row.good else '  NOT GOOD'}"
+        f"{row.entry.name:22} {row.rung:7} {row.nodes:>5} {row.plan_seconds:>5.1f}s {row.used:>4}  "
+        f"{' '.join(f'{word:8}' for word in words)}{'' if row.good else ' NOT GOOD'}"
     )
 
 
-def compare(architecture: Architecture, scale: int, splits: tuple[tuple[int, float], ...] = SPLITS) -> list[Row]:
-    """Train the unsplit model on one large virtual device, then each split, from the same weights and seed."""
-    torch.manual_seed(0)
-    model, inputs = architecture.build(scale)
-    model.train()
-    with sim.cluster([ROOM]) as cluster:
-        unsplit = copy.deepcopy(model).to("sim:0")
-        cluster.reset_peaks()
-        want = train(unsplit, inputs)
-        peak = cluster.peak_reserved_bytes("sim:0")
-        del unsplit
-    return [split_and_train(architecture.name, model, inputs, want, k, int(peak * share)) for k, share in splits]
+def _summarise(rows: list[Comparison], skipped: dict[str, str]) -> None:
+    """Totals of each check, and what the rows do not say."""
+    good = sum(row.good for row in rows)
+    print(f"\n{good} of {len(rows)} models good ({good / max(1, len(rows)):.0%}), {len(skipped)} skipped")
+    print("rungs: " + ", ".join(f"{count} {rung}" for rung, count in Counter(row.rung for row in rows).most_common()))
+    for name in CHECKS:
+        words = Counter(row.verdicts[name].word for row in rows if name in row.verdicts)
+        total = sum(words.values())
+        print(f"{name:8} " + ", ".join(f"{n} {word} ({n / total:.0%})" for word, n in words.most_common()))
+    for row in rows:
+        if row.rung != "-" and row.used < 3:
+            print(f"used {row.used} of 3: {row.entry.name}")
+    for row in rows:
+        if row.good and any(verdict.word == "close" for verdict in row.verdicts.values()):
+            print(f"close    {row.entry.name}: {', '.join(f'{n} {v.why}' for n, v in row.verdicts.items() if v.why)}")
+    for name, why in skipped.items():
+        print(f"skipped  {name}: {why}")
 
 
-def split_and_train(
-    name: str, model: nn.Module, inputs: Inputs, want: dict[str, torch.Tensor], devices: int, capacity: int
-) -> Row:
-    """One split of a copy of the model."""
-    with sim.cluster([capacity] * devices) as cluster:
-        split = autosplit.partition(
-            copy.deepcopy(model), cluster.devices, kwargs=on(inputs, "sim:0"), optimizer="adamw"
-        )
-        have = train(split, inputs)
-        plan, names = split.plan, [str(device) for device in cluster.devices]
-        row = Row(
-            name,
-            devices,
-            capacity,
-            forward_equal=torch.equal(have["first loss"], want["first loss"]),
-            steps_equal=all(torch.equal(have[key], want[key]) for key in want),
-            used=len(set(plan.placement.values())),
-            predicted=[plan.prediction.devices[device].peak_bytes for device in names],
-            tracked=[cluster.peak_bytes(device) for device in names],
-            reserved=[cluster.peak_reserved_bytes(device) for device in names],
-            predicted_reserved=[plan.prediction.devices[device].reserved_bytes for device in names],
-        )
-        del split
-    return row
-
-
-def on(inputs: Inputs, device: str) -> Inputs:
-    """The inputs on a device."""
-    return {name: value.to(device) for name, value in inputs.items()}
-
-
-def train(model: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """The first loss, and parameters and buffers after five AdamW steps."""
-    torch.manual_seed(1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    inputs = on(inputs, "sim:0")
-    losses = [step(model, optimizer, inputs) for _ in range(STEPS)]
-    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {"first loss": losses[0]} | {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> torch.Tensor:
-    """One training step; its outputs live as long as it does, as in a plan's prediction."""
-    outputs = model(**inputs)
-    loss = loss_of(outputs)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach().cpu()
+def _be_quiet() -> None:
+    """The models' and the libraries' warnings are not about the split."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,38 @@ def strided(m, h):
     return m.l2(windows.reshape(3, 12)[:, :W])
 
 
+def indices_in_a_list(m, h):
+    """torch makes the indices on the host and hands them to the kernel of any device."""
+    turned = h[..., [3, 1, 2, 0, 7, 6, 5, 4]] * 2
+    turned[:, [0, 2]] = 0.5
+    return m.l2(turned)
+
+
+def mapped_by_vmap(m, h):
+    scores = torch.vmap(lambda row: (m.l0(row) * 2).softmax(-1))(h)
+    return m.l2(scores), m.l3(torch.vmap(torch.outer)(scores, h)[:, 0])
+
+
+def asserted_values(m, h):
+    torch._check_tensor_all(h.abs() < 1e6)
+    return m.l2(h)
+
+
+def rows_by_value(m, h):
+    rows = (h[:, 0] > 0).nonzero().squeeze(1)
+    chosen = h[h.sum(-1) > h.sum() / 3]
+    return (
+        m.l2(F.dropout(h[rows], 0.5, m.training)),
+        m.l3(chosen),
+        torch.zeros_like(h).index_add(0, rows, m.l0(h[rows])),
+    )
+
+
+def sizes_by_value(m, h):
+    count = (h > 0).sum().item()
+    return m.l2(h) * torch.ones(count, dtype=h.dtype, device=h.device).sum() / h.abs().max().item()
+
+
 def numbers(m, h):
     rows, columns = h.size(0), h.shape[-1]
     return m.l2(h.reshape(columns, rows).t().contiguous()) / (rows * columns) + h.numel()
@@ -193,6 +225,11 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "attention": (lambda: Model(attention), dict),
     "multi-output": (lambda: Model(multi_output), dict),
     "as_strided": (lambda: Model(strided), dict),
+    "indices in a list": (lambda: Model(indices_in_a_list), dict),
+    "vmap": (lambda: Model(mapped_by_vmap), dict),
+    "asserted values": (lambda: Model(asserted_values), dict),
+    "rows by value": (lambda: Model(rows_by_value), dict),
+    "sizes by value": (lambda: Model(sizes_by_value), dict),
     "numbers": (lambda: Model(numbers), dict),
     "None and an input returned": (lambda: Model(nothing_and_inputs), lambda: {"y": x()}),
     "complex and integers": (lambda: Model(complex_and_integers), dict),
