@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import fx
 
 from autosplit.graph import Mode
-from autosplit.program.accelerator import AcceleratorForms
+from autosplit.program.accelerator import AcceleratorForms, literal
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
@@ -32,6 +32,7 @@ __all__ = [
     "call_on_fakes",
     "is_control",
     "is_move",
+    "literal",
     "module_path",
     "operator_name",
     "tensor_leaves",
