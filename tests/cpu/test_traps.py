@@ -134,6 +134,15 @@ def sizes_by_data(m, h):
     return rows, values, counts, picked, places, m.l3(h)[places[:, 0], places[:, 1]]
 
 
+def experts(m, h):
+    weights, chosen = m.l2(h)[:, :3].softmax(-1).topk(2)
+    out = torch.zeros_like(h)
+    for number, expert in enumerate((m.l0, m.l1, m.l3)):
+        row, slot = torch.where(chosen == number)
+        out.index_add_(0, row, expert(h[row]) * weights[row, slot, None])
+    return out
+
+
 def a_number_read(m, h):
     return m.l2(h) / h.detach().abs().max().item()
 
@@ -199,6 +208,7 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "complex and integers": (lambda: Model(complex_and_integers), dict),
     "complex outputs": (lambda: Model(complex_outputs), dict),
     "sizes by data": (lambda: Model(sizes_by_data), dict),
+    "experts": (lambda: Model(experts), dict),
     "a number read": (lambda: Model(a_number_read), dict),
     "host indices": (lambda: Model(host_indices), dict),
     "literals inside an operator": (lambda: Model(literals_inside_an_operator), dict),
