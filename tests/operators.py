@@ -76,6 +76,7 @@ SUPPORTED = [name for name in OPS if name not in UNSUPPORTED]
 SIZE = "its result's size depends on data in a way that Dynamo cannot bound"
 BRANCH = "branches in Python on a value that depends on data"
 MAY_BE_REFUSED = {
+    "addbmm": "the fake kernel refuses an input in place that the real one takes",
     "allclose": BRANCH,
     "combinations": SIZE,
     "corrcoef": BRANCH,
@@ -98,6 +99,9 @@ MAY_BE_REFUSED = {
     "nn.BatchNorm3d": BRANCH,
     "nn.CTCLoss": SIZE,
     "nn.GaussianNLLLoss": BRANCH,
+    "nn.LinearCrossEntropyLoss": "calls a function that Dynamo does not trace",
+    "nn.Transformer": BRANCH,
+    "nn.TransformerEncoder": BRANCH,
 }
 """Operators and modules of which a sample may be refused as one graph, and why; nothing else may."""
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from autosplit.emit.assign import Assignment
-from autosplit.program import AcceleratorForms, Program, Value, is_control, is_move, operator_name
+from autosplit.program import AcceleratorForms, Program, Value, is_control, is_move, literal, operator_name
 
 _FACTORY_NAMES = (
     "arange bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window kaiser_window "
@@ -219,13 +219,7 @@ def _relocate(
     args, kwargs = pytree.tree_map_only(torch.device, lambda _: device, (args, kwargs))
     if node.op == "call_function" and target in _FACTORIES and kwargs.get("device") is None:
         kwargs["device"] = device
-    return _literal if target is torch.tensor else target, args, kwargs
-
-
-def _literal(data: Any, *, device: torch.device, **kwargs: Any) -> torch.Tensor:
-    """torch.tensor on a device, which fake tensors get wrong for a CPU with an index."""
-    made = torch.tensor(data, **kwargs)
-    return torch.empty(made.shape, dtype=made.dtype, device=device).copy_(made)
+    return literal if target is torch.tensor else target, args, kwargs
 
 
 def _checkpoint(function: Any, *args: Any) -> Any:

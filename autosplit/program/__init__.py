@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from autosplit.graph import Mode
-from autosplit.program.accelerator import AcceleratorForms
+from autosplit.program.accelerator import AcceleratorForms, literal
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
@@ -40,6 +40,7 @@ __all__ = [
     "closed_on_error",
     "is_control",
     "is_move",
+    "literal",
     "module_path",
     "operator_name",
     "tensor_leaves",

@@ -30,7 +30,7 @@ def unrolled(operator: Any, *args: Any) -> Any:
 
 
 class AcceleratorForms(TorchFunctionMode):
-    """Inside, dropout is the fused operator, also within attention."""
+    """Inside, dropout is the fused operator, also within attention; literals are on the device that they ask for."""
 
     @staticmethod
     def kept(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +61,15 @@ class AcceleratorForms(TorchFunctionMode):
                 return unrolled(getattr(UNROLLED[func], form), *args)
         if func is F.scaled_dot_product_attention and _dropout_of(*args, **kwargs) > 0:
             return _attention(*args, **kwargs)
+        if func is torch.tensor and kwargs.get("device") is not None:
+            return literal(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def literal(data: Any, *, device: torch.device | str, **kwargs: Any) -> Tensor:
+    """torch.tensor on a device, which fake tensors get wrong for a CPU with an index."""
+    made = torch.tensor(data, **kwargs)
+    return torch.empty(made.shape, dtype=made.dtype, device=device).copy_(made)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -470,3 +470,31 @@ def test_a_dropped_split_frees_its_memory() -> None:
             gc.collect()
             assert known() is None
         assert cluster.allocated_bytes("sim:1") == 0
+
+
+class Masks(nn.Module):
+    """Runs its second layer on the rows that a mask lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x)[x[:, 0] > 0])
+
+
+def test_a_size_that_depends_on_data_is_planned_at_its_largest() -> None:
+    model = Masks().eval()
+    unsplit = copy.deepcopy(model)
+    with sim.cluster("2x64MiB") as cluster:
+        x = torch.randn(4096, 64)
+        by_hand = {"first": "sim:0", "second": "sim:1"}
+        split = autosplit.partition(model, cluster.devices, (x,), placement=by_hand)
+        predicted = split.plan.prediction.devices["sim:1"].peak_bytes
+        peaks = []
+        for rows in (torch.ones_like(x), x, -torch.ones_like(x)):
+            cluster.reset_peaks()
+            with torch.no_grad():
+                assert torch.equal(split(rows).cpu(), unsplit(rows))
+            peaks.append(cluster.peak_bytes("sim:1"))
+        assert predicted >= peaks[0] > peaks[1] > peaks[2]

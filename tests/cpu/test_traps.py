@@ -166,6 +166,15 @@ def sizes_by_data(m, h):
     return rows, values, counts, picked, places, m.l3(h)[places[:, 0], places[:, 1]]
 
 
+def experts(m, h):
+    weights, chosen = m.l2(h)[:, :3].softmax(-1).topk(2)
+    out = torch.zeros_like(h)
+    for number, expert in enumerate((m.l0, m.l1, m.l3)):
+        row, slot = torch.where(chosen == number)
+        out.index_add_(0, row, expert(h[row]) * weights[row, slot, None])
+    return out
+
+
 def a_number_read(m, h):
     return m.l2(h) / h.detach().abs().max().item()
 
@@ -177,7 +186,8 @@ def host_indices(m, h):
 
 def literals_inside_an_operator(m, h):
     row, column = torch.unravel_index((h.abs() * 5).long(), (10, 10))
-    return m.l2(h + row) - column
+    window = torch.signal.windows.hann(W, dtype=h.dtype, device=h.device)
+    return m.l2(h + row) * window - column
 
 
 def quantised(m, h):
@@ -235,6 +245,7 @@ TRAPS: dict[str, tuple[Callable[[], Model], Callable[[], dict[str, torch.Tensor]
     "complex and integers": (lambda: Model(complex_and_integers), dict),
     "complex outputs": (lambda: Model(complex_outputs), dict),
     "sizes by data": (lambda: Model(sizes_by_data), dict),
+    "experts": (lambda: Model(experts), dict),
     "a number read": (lambda: Model(a_number_read), dict),
     "host indices": (lambda: Model(host_indices), dict),
     "literals inside an operator": (lambda: Model(literals_inside_an_operator), dict),
