@@ -7,6 +7,7 @@ its last tensor is; what it writes in place stays where it is.
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class Alignment(TorchFunctionMode):
         self._copies: dict[tuple[int, int, torch.device, bool], tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors(args, kwargs)
@@ -113,6 +114,7 @@ class Part:
         self._module = module
         self._call = call
 
+    @torch.compiler.disable(reason="a part captures its own forward")  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the submodule."""
         return self._call(self._module, args, kwargs)
@@ -143,12 +145,20 @@ class Unit:
             args = tuple(map(exchange, args))
             kwargs = {key: exchange(value) for key, value in kwargs.items()}
             try:
-                return type(module).forward(module, *args, **kwargs)
+                return plain_forward(module)(*args, **kwargs)
             finally:
                 exchange.put_back({id(here): tensor for tensor, here, _ in brought})
                 for tensor, here, version in brought:
                     if _version(here) != version or tensor.is_inference():
                         tensor.copy_(here)  # the module wrote into its input
+
+
+def plain_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of the module's class, bound; a scripted module's is in C++."""
+    if isinstance(module, torch.jit.ScriptModule):
+        scripted: Callable[..., Any] = module.__getattr__("forward")
+        return scripted
+    return types.MethodType(type(module).forward, module)
 
 
 def add_part(module: nn.Module, call: Call) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,17 @@ def unsplit_class(model: nn.Module) -> type[nn.Module]:
     return type(model).__mro__[1] if _STATE in model.__dict__ else type(model)
 
 
+@contextmanager
+def unsplit(model: nn.Module) -> Iterator[None]:
+    """The model of the class that the user wrote, for a call as it was before."""
+    current = type(model)
+    model.__class__ = unsplit_class(model)
+    try:
+        yield
+    finally:
+        model.__class__ = current
+
+
 def place_weights(model: nn.Module, homes: Mapping[str, torch.device]) -> None:
     """Move each parameter and buffer to its home, keeping its identity; all or none.
 
@@ -87,11 +99,12 @@ def weight_signature(model: nn.Module) -> str:
 
 
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
+    @torch.compiler.disable(reason="a split model captures its own forward")  # type: ignore[untyped-decorator]
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_STATE].call(self, args, kwargs)
 
-    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]  # what inspect reads first
+    forward.__signature__ = inspect.signature(cls.forward)  # what inspect reads first
     members = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
     members |= {"plan": property(_plan), "graph_module": property(_graph_module)}
     members["__qualname__"] = cls.__qualname__
@@ -140,4 +153,6 @@ def _replace(tensor: torch.Tensor, moved: torch.Tensor) -> None:
         return
     if isinstance(tensor, nn.Parameter):
         moved = nn.Parameter(moved, requires_grad=tensor.requires_grad)
+    hooks, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
     torch.utils.swap_tensors(tensor, moved)  # as nn.Module.to does between unlike backends
+    tensor._backward_hooks, tensor._post_accumulate_grad_hooks = hooks, after

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+import autosplit
 from autosplit.api.planning import Request, make_plan
 from autosplit.api.public import apply_captured
-from autosplit.capture import Frontend
+from autosplit.capture import Frontend, climb
 from autosplit.hardware import resolve
 from autosplit.predict import training_loss
 from autosplit.runtime import unsplit_class
@@ -49,7 +50,7 @@ def _split(
 ) -> nn.Module:
     frontend = Frontend(model, unsplit_class(model))
     mode = "train" if model.training else "infer"
-    program = frontend.capture(args, kwargs, mode)
+    program = climb(frontend, args, kwargs, mode).program
     wanted = {program.names[node]: choose(i) for i, node in enumerate(program.nodes)}
     request = Request(resolve(devices), mode, placement=wanted, optimizer="sgd")
     plan, captured = make_plan(model, frontend, args, kwargs, request)
@@ -59,7 +60,11 @@ def _split(
 def sums_may_reorder(split: nn.Module) -> bool:
     """Whether a copy has several readers, and its original others: the gradients are then summed in another order."""
     differentiable = {transfer.tensor for transfer in split.plan.transfers if transfer.returns_gradient}
-    for node in split.graph_module.graph.nodes:
+    try:
+        nodes = split.graph_module.graph.nodes
+    except autosplit.PlanError:  # not one graph: nothing to tell it by
+        return True
+    for node in nodes:
         copies = [user for user in node.users if user.name.startswith("to")]
         shared = [c for c in copies if len(c.users) > 1 and c.meta["value_name"] in differentiable]
         if shared and len(node.users) > 1:

@@ -176,7 +176,22 @@ def make_plan(
         raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
     captured = climb(frontend, args, kwargs, request.mode, request.capture)
     problem = Problem(model, request, captured, _io_device(args, kwargs, request.cluster))
+    _refuse_shared_memory(problem)
     return _describe(problem, _search(problem)), captured
+
+
+def _refuse_shared_memory(problem: Problem) -> None:
+    """Weights in one memory, one of them written, were captured as two, and are placed as two."""
+    inputs = list(problem.program.inputs.values())
+    written = {inputs[i].name for i in problem.program.written_inputs if inputs[i].is_weight}
+    owner: dict[int, str] = {}
+    for name, weight in problem.weights.items():
+        first = owner.setdefault(weight.untyped_storage()._cdata, name)
+        if first != name and written & {first, name}:
+            raise PlanError(
+                f"{first!r} and {name!r} of {type(problem.model).__name__} share memory, and forward writes to it: "
+                "give one a memory of its own (clone it), or register one and make the other from it in forward"
+            )
 
 
 def _io_device(args: Sequence[Any], kwargs: Mapping[str, Any], cluster: Cluster) -> str:

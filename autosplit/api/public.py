@@ -13,7 +13,7 @@ from torch import nn
 
 from autosplit.api.planning import ObjectiveChoice, Request, StrategyChoice, make_plan
 from autosplit.api.running import Caller, install_parts
-from autosplit.capture import Captured, Frontend
+from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import Mode
@@ -21,7 +21,7 @@ from autosplit.hardware import DevicesLike, resolve, torch_devices
 from autosplit.optimizers import OptimizerLike
 from autosplit.placement import Plan, Rung, check_plan
 from autosplit.replicate import process_group_is_up, replicate
-from autosplit.runtime import SplitState, install, place_weights, unsplit_class, weight_signature
+from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class, weight_signature
 from autosplit.verification import verify as compare
 
 CaptureChoice = Literal["auto", "graph", "graphs", "opaque", "modules"]
@@ -73,6 +73,11 @@ def plan(
     _check_model(model)
     asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture)
     _check_inputs(args, kwargs)
+    if is_uninitialised(model):
+        raise PlanError(
+            f"{type(model).__name__} has lazy weights without a shape: call it once on example inputs first "
+            "(partition does so by itself)"
+        )
     return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
 
 
@@ -145,6 +150,8 @@ def partition(
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
     _check_inputs(args, kwargs)
+    if is_uninitialised(model):
+        initialise(model, args or (), kwargs or {})
     frontend = Frontend(model, unsplit_class(model))
     made, captured = _decide(model, frontend, args or (), kwargs or {}, asked)
     unsplit = copy.deepcopy(model) if verify else None
@@ -242,6 +249,9 @@ def _partition_at_first_call(model: nn.Module, asked: _Asked, verify: bool) -> n
     frontend = Frontend(model, unsplit_class(model))
 
     def first_call(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_uninitialised(called):
+            with unsplit(called):
+                initialise(called, args, kwargs)
         own = frontend if called is model else Frontend(called, unsplit_class(called))
         made, captured = _decide(called, own, args, kwargs, asked)
         apply_captured(called, made, own, captured, is_pinned=asked.capture == "graph")

@@ -17,7 +17,7 @@ from autosplit.emit import Emitted, assign, check_split, rewrite
 from autosplit.errors import CaptureError
 from autosplit.hardware import torch_devices
 from autosplit.placement import Plan
-from autosplit.program import Program
+from autosplit.program import Program, closed_on_error
 from autosplit.runtime import note_graph_module, unsplit_class
 
 
@@ -55,22 +55,23 @@ class Caller:
             self._plan, path=self._path, names=self._names, is_pinned=self._is_pinned
         )  # the copy captures for itself
 
-    @torch._dynamo.disable  # type: ignore[untyped-decorator]  # the user may compile what is around us
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``."""
         mode = (model.training, torch.is_grad_enabled())
         captured = self._plan.capture == "graph" or self._path
         if not captured or mode in self._uncaptured:
             return self._in_python(model, args, kwargs)
-        with unaligned():
-            try:
+        try:
+            with unaligned():
                 return self._captured(model)(*args, **kwargs)
-            except CaptureError as error:
-                if self._is_pinned:
-                    raise
-                warnings.warn(f"this and later calls like it run in plain Python: {error}", stacklevel=2)
+        except CaptureError as error:
+            if self._is_pinned:
+                raise
+            refused = error
+        result = self._in_python(model, args, kwargs)  # an error here is the model's own
         self._uncaptured.add(mode)
-        return self._in_python(model, args, kwargs)
+        warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=2)
+        return result
 
     def _captured(self, model: nn.Module) -> Frontend:
         if self._frontend is None or self._frontend.model is not model:
@@ -110,21 +111,26 @@ def _compiler(plan: Plan, model: nn.Module) -> Compile:
 
     def compile_program(program: Program) -> Run:
         emitted: dict[tuple[torch.device, ...], Emitted] = {}
-        movable = [i for i, source in enumerate(program.inputs.values()) if source.moves]
+        sources = list(program.inputs.values())
+        movable = [i for i, source in enumerate(sources) if source.moves]
+        weights = [i for i, source in enumerate(sources) if source.is_weight]
 
         def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
+            _refuse_shared_memory(program, inputs)
             arrived = list(inputs)
             strangers = [i for i in movable if inputs[i].device != io_device and inputs[i].device not in present]
             for i in strangers:
                 arrived[i] = inputs[i].to(io_device)
-            key = (io_device, *(arrived[i].device for i in movable))
+            key = (io_device, *(arrived[i].device for i in movable), *(inputs[i].device for i in weights))
             if key not in emitted:
                 names = {i: present.get(arrived[i].device, HOST) for i in movable}
-                emitted[key] = _emit(plan, program, io_device, names)
+                homes = {sources[i].name: present.get(inputs[i].device, HOST) for i in weights}  # the user may move one
+                emitted[key] = _emit(plan, program, io_device, names, homes)
             current = known()
             if current is not None:
                 note_graph_module(current, emitted[key].graph_module)
-            outputs: Sequence[Any] = emitted[key].graph_module.forward(*arrived)
+            with closed_on_error(io_device.type):
+                outputs: Sequence[Any] = emitted[key].graph_module.forward(*arrived)
             for i in strangers:
                 if i in program.written_inputs:
                     inputs[i].copy_(arrived[i])  # the caller's own tensor is what the model wrote to
@@ -135,10 +141,34 @@ def _compiler(plan: Plan, model: nn.Module) -> Compile:
     return compile_program
 
 
-def _emit(plan: Plan, program: Program, io_device: torch.device, arrivals: Mapping[int, str]) -> Emitted:
+def _refuse_shared_memory(program: Program, inputs: Sequence[Any]) -> None:
+    """Two inputs in one memory, one of them written, were captured as two: one write would be lost."""
+    if not program.written_inputs:
+        return
+    owner: dict[int, int] = {}
+    for i, value in enumerate(inputs):
+        if isinstance(value, torch.Tensor):
+            first = owner.setdefault(value.untyped_storage()._cdata, i)
+            if inputs[first] is not value and program.written_inputs & {i, first}:
+                names = [source.name for source in program.inputs.values()]
+                raise CaptureError(
+                    f"{names[first]!r} and {names[i]!r} share memory, and forward writes to it: "
+                    "pass tensors of their own (clone one)"
+                )
+
+
+def _emit(
+    plan: Plan,
+    program: Program,
+    io_device: torch.device,
+    arrivals: Mapping[int, str],
+    homes: Mapping[str, str],
+) -> Emitted:
     devices = torch_devices(plan.cluster)
     io_name = str(io_device) if str(io_device) in devices else HOST
     devices[HOST] = io_device if io_name == HOST else devices[HOST]
-    emitted = rewrite(program, assign(program, plan.placement, plan.weights, io_name), devices, io_name, arrivals)
+    emitted = rewrite(
+        program, assign(program, plan.placement, {**plan.weights, **homes}, io_name), devices, io_name, arrivals
+    )
     check_split(emitted)
     return emitted

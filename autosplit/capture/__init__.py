@@ -4,10 +4,23 @@ standins  tensors of the same form without memory, for Dynamo to trace with
 dynamo    how Dynamo is called
 frontend  one forward as one graph, at any shape and in any mode
 record    one run in plain Python, written down
+lazy      weights that get their shapes from the first call
 ladder    one graph; several; what no graph can hold; module by module
 """
 
 from autosplit.capture.frontend import Compile, Frontend, Run, first_device, part_names, to_device
 from autosplit.capture.ladder import Captured, climb
+from autosplit.capture.lazy import initialise, is_uninitialised
 
-__all__ = ["Captured", "Compile", "Frontend", "Run", "climb", "first_device", "part_names", "to_device"]
+__all__ = [
+    "Captured",
+    "Compile",
+    "Frontend",
+    "Run",
+    "climb",
+    "first_device",
+    "initialise",
+    "is_uninitialised",
+    "part_names",
+    "to_device",
+]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -141,7 +142,7 @@ def _on_data(
     weights = {id(p): Input("parameter", name, Spec.of(p)) for name, p in model.named_parameters()}
     weights |= {id(b): Input("buffer", name, Spec.of(b)) for name, b in model.named_buffers()}
     exchange = Exchange(own, copies=True)
-    with _kept_buffers(model), torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
+    with kept_buffers(model), torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
         try:
             positional, named = tuple(map(exchange, args)), {key: exchange(value) for key, value in kwargs.items()}
             recorder = _Recorder(model, weights, _names(model, written, positional, named))
@@ -209,6 +210,7 @@ class _Recorder(TorchFunctionMode):
             (plain if is_plain else held).append(self._node(tensor))
             return tensor
 
+        self._note_grad_mode()
         Exchange(visit, copies=False)(result)
         self._graph.output((*plain, *held))
         self._returned = frozenset(range(len(plain)))
@@ -234,9 +236,7 @@ class _Recorder(TorchFunctionMode):
         return call
 
     def _note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if torch.is_grad_enabled() != self._grad:
-            self._grad = torch.is_grad_enabled()
-            self._graph.call_function(torch._C._set_grad_enabled, (self._grad,))
+        self._note_grad_mode()
         op, target, args = _target(func, args)
         given = _map((args, kwargs), self._argument)
         if not _is_simple(given):
@@ -247,6 +247,11 @@ class _Recorder(TorchFunctionMode):
         node.meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
         node.meta[RECORDED] = pytree.tree_map_only(torch.Tensor, Spec.of, result)
         self._know(result, node)
+
+    def _note_grad_mode(self) -> None:
+        if torch.is_grad_enabled() != self._grad:
+            self._grad = torch.is_grad_enabled()
+            self._graph.call_function(torch._C._set_grad_enabled, (self._grad,))
 
     def _know(self, result: Any, node: fx.Node) -> None:
         if isinstance(result, torch.Tensor):
@@ -373,8 +378,9 @@ def _no_fakes(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """What forward writes to a buffer inside is undone after."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     try:
         yield
     finally:

@@ -35,6 +35,8 @@ class StandIns:
         self._is_stale = True
         self._names = names or {}
         self._slots: list[tuple[dict[str, Any], str]] = []
+        self._blank: list[tuple[dict[str, Any], str]] = []  # slots that hold None
+        self._children: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._held: list[torch.Tensor] = []
         self._made: dict[int, torch.Tensor] = {}  # stand-in by id of the real weight
         self.weights: dict[int, Input] = {}  # by id of the stand-in
@@ -74,7 +76,11 @@ class StandIns:
         return Arguments(self._model, args, kwargs, known=known, real=self.real, make=self._make_one)
 
     def _current(self) -> bool:
-        """No slot got another tensor, and no requires_grad changed, since the stand-ins were made."""
+        """No module got another child, no slot another tensor or form, since the stand-ins were made."""
+        if any(tuple(modules.values()) != before for modules, before in self._children):
+            return False
+        if any(tensors.get(key) is not None for tensors, key in self._blank):
+            return False
         return all(
             tensors.get(key) is tensor and _same_form(self._made[id(tensor)], tensor)
             for (tensors, key), tensor in zip(self._slots, self._held, strict=True)
@@ -82,13 +88,13 @@ class StandIns:
 
     def _make(self) -> None:
         self._is_stale = False
-        self._slots = [
-            (tensors, key)
-            for module in self._model.modules()
-            for tensors in (module._parameters, module._buffers)
-            for key, tensor in tensors.items()
-            if tensor is not None
+        modules = [module for module in self._model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        self._children = [(module._modules, tuple(module._modules.values())) for module in modules]
+        slots = [
+            (tensors, key) for module in modules for tensors in (module._parameters, module._buffers) for key in tensors
         ]
+        self._slots = [(tensors, key) for tensors, key in slots if tensors[key] is not None]
+        self._blank = [(tensors, key) for tensors, key in slots if tensors[key] is None]
         self._held = [tensors[key] for tensors, key in self._slots]
         self._made = {}
         for tensor in self._held:
@@ -101,6 +107,8 @@ class StandIns:
             self._name("buffer", name, tensor)
 
     def _name(self, kind: Any, name: str, tensor: torch.Tensor) -> None:
+        if id(tensor) not in self._made:
+            return  # inside a scripted module, which runs on what it holds
         self.weights[id(self._made[id(tensor)])] = Input(kind, self._names.get(name, name), Spec.of(tensor))
 
 
