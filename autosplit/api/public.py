@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 from torch import nn
+from torch.export import ExportedProgram
 
 from autosplit.api.planning import ObjectiveChoice, Request, StrategyChoice, make_plan
 from autosplit.api.running import Caller, install_parts
@@ -27,8 +28,11 @@ from autosplit.verification import verify as compare
 CaptureChoice = Literal["auto", "graph", "graphs", "opaque", "modules"]
 
 
+Model = nn.Module | ExportedProgram
+
+
 def plan(
-    model: nn.Module,
+    model: Model,
     devices: DevicesLike = "auto",
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -43,7 +47,8 @@ def plan(
     """Decide what of ``model`` runs where, without moving or running anything.
 
     Args:
-        model: on any device; the meta device will do, no weight is read.
+        model: on any device; the meta device will do, no weight is read. An ExportedProgram stands for its module and
+            brings its example inputs.
         devices: see autosplit.hardware.resolve; devices may be described only ("2x24GiB").
         args: positional example inputs; only their shapes and dtypes are read, so meta tensors will do.
         kwargs: keyword example inputs.
@@ -68,6 +73,7 @@ def plan(
         DeviceError: a device is unknown or repeated.
         PlanError: the model has no parameters, or what was asked contradicts itself.
     """
+    model, args, kwargs = _as_module(model, args, kwargs)
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
@@ -81,7 +87,7 @@ def plan(
     return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
 
 
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
+def apply(model: Model, plan: Plan) -> nn.Module:
     """Place the weights of ``model`` as ``plan`` says, in place, and make its forward run split.
 
     Args:
@@ -96,11 +102,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan is for another model, or a weight has no data.
         DeviceError: a device of the plan is not present.
     """
-    return apply_captured(model, plan)
+    return apply_captured(_as_module(model, None, None)[0], plan)
 
 
 def partition(
-    model: nn.Module,
+    model: Model,
     devices: DevicesLike = "auto",
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -120,7 +126,7 @@ def partition(
     optimizer made before stays valid, as parameters keep their identity.
 
     Args:
-        model: any nn.Module.
+        model: any nn.Module, a torch.fx GraphModule, or an ExportedProgram, whose module is made and split.
         devices: devices that are present; see autosplit.hardware.resolve.
         args: as in plan.
         kwargs: as in plan.
@@ -141,6 +147,7 @@ def partition(
     """
     cluster = resolve(devices)
     torch_devices(cluster)
+    model, args, kwargs = _as_module(model, args, kwargs)
     _check_model(model)
     if plan is not None:
         if isinstance(plan, Plan):
@@ -259,6 +266,17 @@ def _partition_at_first_call(model: nn.Module, asked: _Asked, verify: bool) -> n
 
     install(model, SplitState(first_call))
     return model
+
+
+def _as_module(
+    model: Model, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
+) -> tuple[nn.Module, Sequence[Any] | None, Mapping[str, Any] | None]:
+    """An exported program's module, with the program's example inputs where none are given."""
+    if not isinstance(model, ExportedProgram):
+        return model, args, kwargs
+    if args is None and kwargs is None and model.example_inputs is not None:
+        args, kwargs = model.example_inputs
+    return model.module(), args, kwargs
 
 
 def _check_model(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -284,7 +284,8 @@ def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
     """train() or eval(), and gradients on or off, with every module's own flag restored after."""
     flags = [(module, module.training) for module in model.modules()]
     if model.training != (mode == "train"):
-        model.train(mode == "train")
+        with suppress(NotImplementedError):  # an exported program keeps the mode that it was exported in
+            model.train(mode == "train")
     try:
         with torch.set_grad_enabled(mode == "train"):
             yield
