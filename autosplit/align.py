@@ -7,9 +7,11 @@ its last tensor is; what it writes in place stays where it is.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import types
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from autosplit.holders import Exchange
+from autosplit.holders import Exchange, first_device, to_device
 
 Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -108,49 +110,51 @@ def unaligned() -> Iterator[None]:
 
 
 class Part:
-    """The forward of a submodule that is a graph of its own; it stands in the submodule's ``__dict__``."""
+    """The forward of a submodule of a split model; it stands in the submodule's ``__dict__``.
+
+    It serves the calls that do not come from inside a captured graph: from the model's own Python, and from outside
+    (``generate()`` calls an encoder by itself); the latter get their results where their arguments are.
+    """
 
     def __init__(self, module: nn.Module, call: Call) -> None:
         self._module = module
         self._call = call
+        self.__signature__ = inspect.signature(plain_forward(module))  # what libraries look at before they call
 
     @torch.compiler.disable(reason="a part captures its own forward")  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the submodule."""
-        return self._call(self._module, args, kwargs)
+        device = first_device(args, kwargs) if _current() is None else None
+        result = self._call(self._module, args, kwargs)
+        return result if device is None else to_device(result, device)
 
 
-class Unit:
-    """Calls, in plain Python, a submodule whose weights are all on one device: its inputs are brought there.
+def call_unit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call, in plain Python, a submodule whose weights are all on one device: its inputs are brought there.
 
     Operators that the alignment cannot see, in a custom autograd function or in C++, find all on one device so.
     """
+    device = next(itertools.chain(module.parameters(), module.buffers())).device
+    brought: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+    with aligned() as alignment:
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+        def bring(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
+            if not plain or tensor.device == device:
+                return tensor
+            here = alignment.moved(tensor, device)
+            brought.append((tensor, here, _version(here)))
+            return here
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call ``module``."""
-        brought: list[tuple[torch.Tensor, torch.Tensor, int]] = []
-        with aligned() as alignment:
-
-            def bring(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
-                if not plain or tensor.device == self._device:
-                    return tensor
-                here = alignment.moved(tensor, self._device)
-                brought.append((tensor, here, _version(here)))
-                return here
-
-            exchange = Exchange(bring, copies=True)
-            args = tuple(map(exchange, args))
-            kwargs = {key: exchange(value) for key, value in kwargs.items()}
-            try:
-                return plain_forward(module)(*args, **kwargs)
-            finally:
-                exchange.put_back({id(here): tensor for tensor, here, _ in brought})
-                for tensor, here, version in brought:
-                    if _version(here) != version or tensor.is_inference():
-                        tensor.copy_(here)  # the module wrote into its input
+        exchange = Exchange(bring, copies=True)
+        args = tuple(map(exchange, args))
+        kwargs = {key: exchange(value) for key, value in kwargs.items()}
+        try:
+            return plain_forward(module)(*args, **kwargs)
+        finally:
+            exchange.put_back({id(here): tensor for tensor, here, _ in brought})
+            for tensor, here, version in brought:
+                if _version(here) != version or tensor.is_inference():
+                    tensor.copy_(here)  # the module wrote into its input
 
 
 def plain_forward(module: nn.Module) -> Callable[..., Any]:
@@ -169,28 +173,31 @@ def add_part(module: nn.Module, call: Call) -> None:
 
 def remove_parts(model: nn.Module) -> None:
     """Give every submodule the forward of its class back."""
+    for module, _ in parts_below(model):
+        del module.__dict__["forward"]
+
+
+def parts_below(model: nn.Module) -> list[tuple[nn.Module, Part]]:
+    """The submodules that have a forward of ours, with it."""
+    found = []
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), Part):
-            del module.__dict__["forward"]
-
-
-def unit_devices(model: nn.Module, parts: Collection[str]) -> dict[str, torch.device]:
-    """The largest submodules, outside ``parts``, whose weights are all on one device, with that device."""
-    found: dict[str, torch.device] = {}
-
-    def search(module: nn.Module, path: str) -> None:
-        for name, child in module.named_children():
-            inner = f"{path}.{name}" if path else name
-            if inner in parts:
-                continue
-            homes = {weight.device for weight in (*child.parameters(), *child.buffers())}
-            if len(homes) == 1 and not any(part.startswith(f"{inner}.") for part in parts):
-                found[inner] = homes.pop()
-            else:
-                search(child, inner)
-
-    search(model, "")
+        forward = module.__dict__.get("forward")
+        if module is not model and isinstance(forward, Part):
+            found.append((module, forward))
     return found
+
+
+def homes_below(model: nn.Module) -> dict[str, set[torch.device]]:
+    """Where the weights of each submodule that can be called are, by path, in the model's order."""
+    homes: dict[str, set[torch.device]] = {path: set() for path, _ in model.named_modules(remove_duplicate=False)}
+    weights = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, weight in weights:
+        path = name.rpartition(".")[0]
+        while path:
+            homes[path].add(weight.device)
+            path = path.rpartition(".")[0]
+    callable_ = {path for path, module in model.named_modules() if type(module).forward is not nn.Module.forward}
+    return {path: found for path, found in homes.items() if path in callable_ and path}
 
 
 def _are_lengths(value: Any) -> bool:

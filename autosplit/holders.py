@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +168,26 @@ class Snapshot:
             elif _differs(state, before):
                 state.clear()
                 state.update(before)
+
+
+def to_device(result: Any, device: torch.device) -> Any:
+    """The nested result with its tensors on ``device``; what an object such as a KV cache holds stays in its place."""
+    if isinstance(result, torch.Tensor):
+        return result if result.device == device else result.to(device)
+    return Exchange(lambda t, plain: t.to(device) if plain and t.device != device else t, copies=False)(result)
+
+
+def first_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device | None:
+    """Where the first tensor is that came by plain containers; None when none did."""
+    found: list[torch.device] = []
+
+    def visit(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
+        if plain:
+            found.append(tensor.device)
+        return tensor
+
+    Exchange(visit, copies=False)((*args, *kwargs.values()))
+    return found[0] if found else None
 
 
 def _differs(state: Any, before: Any) -> bool:

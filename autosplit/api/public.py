@@ -240,7 +240,7 @@ def apply_captured(
         )
     place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
     install_parts(model, plan, captured)
-    install(model, SplitState(Caller(plan, frontend, is_pinned=is_pinned), plan))
+    install(model, SplitState(Caller(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned), plan))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
         wrapped.plan = plan  # type: ignore[assignment]  # the same attribute as on a split module

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from autosplit.align import Unit, add_part, aligned, remove_parts, unaligned, unit_devices
-from autosplit.capture import Captured, Compile, Frontend, Run, first_device, part_names, to_device
+from autosplit.align import add_part, aligned, call_unit, homes_below, parts_below, remove_parts, unaligned
+from autosplit.capture import Captured, Compile, Frontend, Run, part_names
 from autosplit.device import HOST
 from autosplit.emit import Emitted, assign, check_split, rewrite
 from autosplit.errors import CaptureError
 from autosplit.hardware import torch_devices
+from autosplit.holders import first_device, to_device
 from autosplit.placement import Plan
 from autosplit.program import Program, closed_on_error
 from autosplit.runtime import note_graph_module, unsplit_class
@@ -31,6 +33,7 @@ class Caller:
         frontend: what captured the model for the plan, if it did so in this process.
         path: the module's path in the model, "" for the whole.
         names: the weights' names in the model by their names in the module.
+        is_graph: calls are captured; else they run in plain Python.
         is_pinned: a call that cannot be captured is an error.
     """
 
@@ -41,25 +44,26 @@ class Caller:
         *,
         path: str = "",
         names: Mapping[str, str] | None = None,
+        is_graph: bool = True,
         is_pinned: bool = False,
     ) -> None:
         self._plan = plan
         self._frontend = frontend
         self._path = path
+        self._is_graph = is_graph
         self._is_pinned = is_pinned
         self._names = names or {}
         self._uncaptured: set[tuple[bool, bool]] = set()  # (training, gradients on) of calls that were not captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
-        return Caller(
-            self._plan, path=self._path, names=self._names, is_pinned=self._is_pinned
-        )  # the copy captures for itself
+        copied = copy.copy(self)
+        copied._frontend, copied._uncaptured = None, set()  # the copy captures for itself
+        return copied
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``."""
         mode = (model.training, torch.is_grad_enabled())
-        captured = self._plan.capture == "graph" or self._path
-        if not captured or mode in self._uncaptured:
+        if not self._is_graph or mode in self._uncaptured:
             return self._in_python(model, args, kwargs)
         try:
             with unaligned():
@@ -78,6 +82,7 @@ class Caller:
             self._frontend = Frontend(model, unsplit_class(model), prefix=self._path, names=self._names)
         if self._frontend.compile_program is None:
             self._frontend.compile_program = _compiler(self._plan, model)
+            self._frontend.inner = parts_below(model)
         return self._frontend
 
     def _in_python(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,16 +93,31 @@ class Caller:
 
 
 def install_parts(model: nn.Module, plan: Plan, captured: Captured | None) -> None:
-    """Give the parts of a model that are graphs of their own, and the units between them, forwards that run so."""
+    """Give the submodules that are called by themselves forwards that run where their weights are.
+
+    Parts that are graphs of their own are called from the model's own Python; any other submodule may be called by the
+    user, or by a library. The largest on one device run as they are; one on several devices is captured like the model,
+    or runs in plain Python where the model does.
+    """
     remove_parts(model)
-    if plan.capture == "graph":
+    units: list[str] = []
+    homes = homes_below(model)
+    if plan.capture == "graph" and len(set().union(*homes.values())) < 2:
         return
-    for path in plan.parts:
-        part = model.get_submodule(path)
-        frontend = captured.parts.get(path) if captured is not None else None
-        add_part(part, Caller(plan, frontend, path=path, names=part_names(model, part)))
-    for path, device in unit_devices(model, plan.parts).items():
-        add_part(model.get_submodule(path), Unit(device))
+    for path, devices in homes.items():
+        module = model.get_submodule(path)
+        is_graph = plan.capture == "graph" or _is_within(path, plan.parts)
+        if path in plan.parts or len(devices) > 1:
+            frontend = captured.parts.get(path) if captured is not None else None
+            names = part_names(model, module)
+            add_part(module, Caller(plan, frontend, path=path, names=names, is_graph=is_graph))
+        elif devices and not _is_within(path, units):
+            units.append(path)
+            add_part(module, call_unit)
+
+
+def _is_within(path: str, paths: Collection[str]) -> bool:
+    return any(path == other or path.startswith(f"{other}.") for other in paths)
 
 
 def _compiler(plan: Plan, model: nn.Module) -> Compile:

@@ -8,7 +8,7 @@ lazy      weights that get their shapes from the first call
 ladder    one graph; several; what no graph can hold; module by module
 """
 
-from autosplit.capture.frontend import Compile, Frontend, Run, first_device, part_names, to_device
+from autosplit.capture.frontend import Compile, Frontend, Run, part_names
 from autosplit.capture.ladder import Captured, climb
 from autosplit.capture.lazy import initialise, is_uninitialised
 
@@ -18,9 +18,7 @@ __all__ = [
     "Frontend",
     "Run",
     "climb",
-    "first_device",
     "initialise",
     "is_uninitialised",
     "part_names",
-    "to_device",
 ]

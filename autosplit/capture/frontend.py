@@ -24,7 +24,7 @@ from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_set
 from autosplit.capture.standins import StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
-from autosplit.holders import Exchange, Snapshot
+from autosplit.holders import Exchange, Snapshot, to_device
 from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
 
 Run = Callable[[Sequence[Any], torch.device], Sequence[Any]]
@@ -67,6 +67,7 @@ class Frontend:
         self.prefix = prefix
         self.written = written
         self._forward: Forward = written.forward
+        self.inner: list[tuple[nn.Module, Any]] = []  # submodules with a forward of ours for calls from outside
         self._capturing = False
         self._captured: Program | None = None
         self._examples: list[Any] = []  # of the program captured last
@@ -165,11 +166,14 @@ class Frontend:
         """The model as the user wrote it and whole, so that what was captured once holds before and after a split."""
         current = type(self.model)
         self.model.__class__ = self.written
+        outside = [(m, forward) for m, forward in self.inner if m.__dict__.pop("forward", None) is not None]
         try:
             with self._stand_ins.swapped(keep=not self._capturing):
                 yield
         finally:
             self.model.__class__ = current
+            for module, forward in outside:
+                module.__dict__["forward"] = forward
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Traces under the caller's autocast: the operations that it casts decide dtypes that forward may ask for."""
@@ -257,26 +261,6 @@ def part_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
     """The first name in ``model`` of each weight of ``part``, by its name there: tied weights have one name."""
     first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in (*part.named_parameters(), *part.named_buffers())}
-
-
-def to_device(result: Any, device: torch.device) -> Any:
-    """The nested result with its tensors on ``device``; what an object such as a KV cache holds stays in its place."""
-    if isinstance(result, torch.Tensor):
-        return result if result.device == device else result.to(device)
-    return Exchange(lambda t, plain: t.to(device) if plain and t.device != device else t, copies=False)(result)
-
-
-def first_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device | None:
-    """Where the first tensor is that came by plain containers; None when none did."""
-    found: list[torch.device] = []
-
-    def visit(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
-        if plain:
-            found.append(tensor.device)
-        return tensor
-
-    Exchange(visit, copies=False)((*args, *kwargs.values()))
-    return found[0] if found else None
 
 
 @contextmanager

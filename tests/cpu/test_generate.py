@@ -38,7 +38,7 @@ def t5() -> tuple[nn.Module, dict[str, str]]:
         num_layers=2, d_model=32, d_kv=8, d_ff=64, num_heads=4, decoder_start_token_id=0, **WORDS
     )
     return transformers.T5ForConditionalGeneration(config), {
-        "encoder": "sim:0", "decoder.block.0": "sim:1", "decoder.block.1": "sim:2",
+        "encoder.block.0": "sim:0", "encoder.block.1": "sim:2", "decoder.block.0": "sim:1", "decoder.block.1": "sim:2",
     }  # fmt: skip
 
 
