@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import autosplit
-from autosplit.api.planning import Request, make_plan
+from autosplit.api.planning import make_plan
+from autosplit.api.problem import Request
 from autosplit.api.public import apply_captured
 from autosplit.capture import Frontend, climb
 from autosplit.hardware import resolve

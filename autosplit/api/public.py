@@ -12,7 +12,8 @@ import msgspec
 from torch import nn
 from torch.export import ExportedProgram
 
-from autosplit.api.planning import ObjectiveChoice, Request, StrategyChoice, make_plan
+from autosplit.api.planning import make_plan
+from autosplit.api.problem import ObjectiveChoice, Request, StrategyChoice
 from autosplit.api.running import Caller, install_parts
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms, literal
@@ -112,6 +113,12 @@ class Program:
         written = frozenset().union(*(facts.writes for facts in self.facts.values()))
         leaves = [self.facts[node].leaves for node in self.inputs]
         return frozenset(i for i, tensors in enumerate(leaves) if any(leaf.storage in written for leaf in tensors))
+
+    @cached_property
+    def is_sized_by_data(self) -> bool:
+        """Whether a size, or a number that is read, is known only when data flow: it is planned at its largest."""
+        nodes = self.graph_module.graph.nodes
+        return any(n.op != "placeholder" and free_unbacked_symbols(n.meta.get("example_value")) for n in nodes)
 
     def mark_state(self, places: Iterable[int]) -> None:
         """These placeholders, by place, are state that an object keeps between calls: it stays with its readers."""

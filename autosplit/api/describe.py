@@ -1,0 +1,107 @@
+"""A candidate told as a plan: why, at what predicted cost, and on what assumptions."""
+
+from __future__ import annotations
+
+from autosplit import estimate
+from autosplit.api.problem import Candidate, Problem
+from autosplit.capture import Captured
+from autosplit.placement import DevicePrediction, Plan, Prediction, Strategy, check_plan
+from autosplit.runtime import weight_signature
+from autosplit.units import format_bytes
+
+
+def describe(problem: Problem, candidate: Candidate) -> Plan:
+    """The plan for ``candidate``, checked."""
+    placement, cluster = candidate.placement, problem.cluster
+    strategy, reason = _strategy(problem, candidate)
+    plan = Plan(
+        strategy=strategy,
+        mode=problem.request.mode,
+        cluster=cluster,
+        io_device=problem.io_device,
+        placement=placement.devices,
+        weights=candidate.homes,
+        transfers=tuple(candidate.transfers),
+        capture=problem.captured.rung,
+        parts=tuple(problem.captured.parts),
+        objective=placement.objective,
+        value=placement.value,
+        bound=placement.bound,
+        prediction=_prediction(problem, candidate),
+        reason=reason,
+        assumptions=(*problem.assumptions, *_assumptions(problem)),
+        fingerprint=weight_signature(problem.model),
+    )
+    check_plan(plan, problem.graph)
+    return plan
+
+
+def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
+    used = sorted(set(candidate.placement.devices.values()))
+    count = len(problem.cluster.devices)
+    if len(used) > 1:
+        why = "placed by hand" if problem.request.placement is not None else "does not fit one device"
+        why = "asked for" if problem.request.strategy == "split" else why
+        return "split", f"{why}: {len(used)} of {count} devices used"
+    fits = f"fits one device ({format_bytes(candidate.footprints[used[0]].reserved_bytes)} on {used[0]})"
+    alone = problem.request.strategy == "single" or problem.request.placement is not None
+    if alone or (count == 1 and problem.request.strategy == "auto"):
+        return "single", fits
+    return "replicate", (
+        f"{fits}: one copy on each of {count} device(s) under torchrun --nproc-per-node={count}; "
+        f"in a single process it runs on {used[0]} alone"
+    )
+
+
+def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
+    graph, devices, cluster = problem.graph, candidate.placement.devices, problem.cluster
+    busy = estimate.busy_ns(graph, devices, cluster)
+    step_ns = estimate.step_ns(graph, devices, cluster, io_device=problem.io_device)
+    return Prediction(
+        devices={
+            name: DevicePrediction(
+                peak_bytes=footprint.peak_bytes,
+                reserved_bytes=footprint.reserved_bytes,
+                weight_bytes=footprint.weight_bytes,
+                busy_ns=busy.get(name, 0),
+            )
+            for name, footprint in candidate.footprints.items()
+        },
+        step_ns=step_ns,
+        transfer_ns=step_ns - sum(busy.values()),
+    )
+
+
+def _how_captured(captured: Captured) -> list[str]:
+    """How far the model fell from one graph, and why; nothing when it did not."""
+    if captured.rung == "graph":
+        return []
+    kinds = {
+        "graphs": f"{len(captured.parts)} graphs, with plain Python between them",
+        "opaque": f"{len(captured.parts)} graphs, and modules that run as they are",
+        "modules": "no graph: every module runs as it is, each operator where its weights are",
+    }
+    said = [f"capture: {captured.rung}: {kinds[captured.rung]}"]
+    said += [f"capture: {note}" for note in captured.notes]
+    if captured.on_data:
+        said.append("capture: forward looks at data, so it was run once, where the weights are, to be planned")
+    return said
+
+
+def _assumptions(problem: Problem) -> list[str]:
+    forms = [
+        f"{source.name} {str(source.spec.dtype).removeprefix('torch.')}{list(source.spec.shape)}"
+        for source in problem.program.inputs.values()
+        if source.kind == "input" and source.spec is not None
+    ]
+    said = [
+        f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
+        "times: roofline estimate, unmeasured; backward taken as 2 x forward; devices work one at a time",
+        "memory: what torch allocates; kernel workspaces and the device's context are not counted",
+        *_how_captured(problem.captured),
+    ]
+    if problem.program.is_sized_by_data:
+        said.append("memory: sizes that depend on data are taken at their largest, and numbers that are read as 1")
+    if problem.request.mode == "train":
+        said.append("training: a steady step; a loss computed outside the model is not counted")
+    return said

@@ -1,0 +1,160 @@
+"""From a problem to a placement that fits: solved again for less memory when the exact prediction says no."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from autosplit import estimate
+from autosplit.api.problem import Candidate, Problem
+from autosplit.device import HOST, Device
+from autosplit.emit import assign
+from autosplit.errors import CapacityError, PlanError
+from autosplit.placement import Objective, Placement
+from autosplit.solvers import solve
+from autosplit.units import format_bytes
+
+_SHARES = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
+_LOOSE = 1.25
+
+
+def search(problem: Problem) -> Candidate:
+    """The placement to plan: as asked by hand, on one device, or the best split that fits.
+
+    Raises:
+        CapacityError: nothing was found that fits.
+        PlanError: a placement by hand names what is not there.
+    """
+    request = problem.request
+    if request.placement is not None:
+        return _fitting(problem, _by_hand(problem, request.placement))
+    if request.strategy in ("single", "replicate"):
+        return _fitting(problem, _on_one_device(problem))
+    return _solve_until_it_fits(problem)
+
+
+def _fitting(problem: Problem, placement: Placement) -> Candidate:
+    candidate = problem.evaluate(placement)
+    if _over(problem, candidate):
+        raise _does_not_fit(problem, candidate)
+    return candidate
+
+
+def _by_hand(problem: Problem, wanted: Mapping[str, str]) -> Placement:
+    """A placement from node names or module paths; what they leave open follows its weights or inputs."""
+    for key, device in wanted.items():
+        problem.cluster.device(device)
+        if not any(_names(key, node.name, node.module) for node in problem.graph.nodes.values()):
+            raise PlanError(f"placement key {key!r} is neither a node nor the path of a module that computes something")
+    named: dict[str, str] = {}
+    for node in problem.graph.nodes.values():
+        keys = [key for key in wanted if _names(key, node.name, node.module)]
+        if keys:
+            named[node.name] = wanted[max(keys, key=len)]
+    assignment = assign(problem.program, named, {}, problem.cluster.names[0])
+    devices = {problem.program.names[node]: assignment.devices[node] for node in problem.program.nodes}
+    return _valued(problem, devices, "by hand")
+
+
+def _names(key: str, node: str, module: str) -> bool:
+    return key in (node, module) or module.startswith(f"{key}.")
+
+
+def _on_one_device(problem: Problem) -> Placement:
+    """Everything on the device that runs it soonest."""
+    options = [
+        _valued(problem, dict.fromkeys(problem.graph.nodes, name), "one device") for name in problem.cluster.names
+    ]
+    return min(options, key=lambda placement: placement.value)
+
+
+def _valued(problem: Problem, devices: dict[str, str], method: str) -> Placement:
+    value = estimate.value(problem.graph, devices, problem.cluster, problem.objective, io_device=problem.io_device)
+    return Placement(devices=devices, objective=problem.objective, value=value, bound=0, method=method)
+
+
+def _solve_until_it_fits(problem: Problem) -> Candidate:
+    """Solve with the fast estimate and check with the exact tracker; when that says no, solve for less memory.
+
+    The estimate is near, but what the caching allocator reserves beyond it is not smooth in the placement: so several
+    shares of the capacity are tried, and then other objectives, each placement once.
+    """
+    seen: set[tuple[str, ...]] = set()
+    over: list[Candidate] = []
+    refused: CapacityError | None = None
+    for objective, share in _tries(problem.objective):
+        limits = {name: int(size * share) for name, size in problem.has_bytes().items()}
+        try:
+            placement = _solve(problem, objective, limits)
+        except CapacityError as error:
+            refused = refused or error
+            if error.proved and not over:
+                break
+            continue
+        key = tuple(placement.devices.values())
+        if key not in seen:
+            seen.add(key)
+            candidate = problem.evaluate(placement)
+            if not _over(problem, candidate):
+                return candidate
+            over.append(candidate)
+    if not over and refused is not None:
+        raise refused
+    raise _does_not_fit(problem, min(over, key=lambda candidate: sum(_over(problem, candidate).values())))
+
+
+def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
+    """Objective and share of each capacity, in the order in which they are tried."""
+    for share in _SHARES:
+        yield objective, share
+    yield "memory", _LOOSE  # the estimate may err on the safe side: look beyond the capacity too
+    for share in _SHARES:
+        yield "throughput", share
+
+
+def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) -> Placement:
+    placement = solve(
+        problem.graph, problem.cluster, objective=objective, io_device=problem.io_device, capacities=limits
+    )
+    if problem.request.strategy == "split" and len(set(placement.devices.values())) == 1 and objective != "memory":
+        return _solve(problem, "memory", limits)
+    return _from_the_first(problem, placement)
+
+
+def _from_the_first(problem: Problem, placement: Placement) -> Placement:
+    """The same placement with identical devices used in their order, where nothing tells them apart."""
+    cluster = problem.cluster
+    if problem.io_device != HOST or cluster.links:
+        return placement
+    free: dict[Device, list[str]] = {}
+    for device in cluster.devices:
+        free.setdefault(msgspec.structs.replace(device, name=""), []).append(device.name)
+    renamed: dict[str, str] = {}
+    for name in placement.devices.values():
+        if name not in renamed:
+            renamed[name] = free[msgspec.structs.replace(cluster.device(name), name="")].pop(0)
+    devices = {node: renamed[name] for node, name in placement.devices.items()}
+    return msgspec.structs.replace(placement, devices=devices)
+
+
+def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
+    """Bytes missing by device."""
+    has = problem.has_bytes()
+    needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
+    return {name: need - has[name] for name, need in needs.items() if need > has[name]}
+
+
+def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
+    has = problem.has_bytes()
+    needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
+    rows = [
+        f"{name} needs {format_bytes(needs[name])} of {format_bytes(has[name])} (short {format_bytes(short)})"
+        for name, short in _over(problem, candidate).items()
+    ]
+    return CapacityError(
+        f"{type(problem.model).__name__} does not fit, mode {problem.request.mode}: {'; '.join(rows)}; "
+        "give a smaller batch, another optimizer, or one more device",
+        needs_bytes=needs,
+        has_bytes=has,
+    )
