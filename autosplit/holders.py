@@ -144,10 +144,11 @@ class Snapshot:
 
     Args:
         values: everything that mutable objects reached from here hold is remembered; tensors' data are not.
+        shallow: lists, dicts and sets of which only what they hold themselves is remembered.
     """
 
-    def __init__(self, values: Iterable[Any]) -> None:
-        self._before: list[tuple[Any, Any]] = []
+    def __init__(self, values: Iterable[Any], shallow: Iterable[Any] = ()) -> None:
+        self._before: list[tuple[Any, Any]] = [(value, value.copy()) for value in shallow]
         seen: set[int] = set()
         pending = list(values)
         while pending:

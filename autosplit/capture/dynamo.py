@@ -88,5 +88,5 @@ def _explain(model: nn.Module, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     return (
         f"{type(model).__name__}.forward cannot be captured as one graph{where}: {reason}; "
-        "rewrite that line without data-dependent Python, or split the model around it by hand"
+        "rewrite that line, or let capture='auto' take the model in several pieces"
     )

@@ -109,7 +109,7 @@ class Frontend:
         _check_arguments(self.model, self._forward, args, kwargs)
         flags = in_mode(self.model, mode) if not self.is_part else nullcontext()
         with CAPTURE_LOCK, self._lock, flags, without_parts(self.model):
-            before = Snapshot([*args, *kwargs.values(), *(vars(module) for module in self.model.modules())])
+            before = snapshot(self.model, args, kwargs)
             self._capturing, self._captured = True, None
             try:
                 with self._as_written():
@@ -117,6 +117,7 @@ class Frontend:
             finally:
                 self._capturing = False
                 before.restore()
+        refuse_iterators(self.model, result)
         program: Program | None = self._captured
         if program is None:
             raise CaptureError(
@@ -240,6 +241,27 @@ class Frontend:
             parameters = list(inspect.signature(types.MethodType(self._forward, self.model)).parameters)
             keys[1] = parameters[int(keys[1])] if int(keys[1]) < len(parameters) else f"args.{keys[1]}"
         return ".".join(keys[1:])
+
+
+def snapshot(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Snapshot:
+    """Everything in Python that a call of ``model`` may change: arguments, attributes, and the globals of its code."""
+    codes = {type(module).forward for module in model.modules() if hasattr(type(module).forward, "__globals__")}
+    spaces = {id(code.__globals__): code.__globals__ for code in codes}
+    kept = [value for space in spaces.values() for value in space.values() if type(value) in (list, dict, set)]
+    return Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())], shallow=kept)
+
+
+def refuse_iterators(model: nn.Module, result: Any) -> None:
+    """A generator runs its body after the call, out of reach.
+
+    Raises:
+        CaptureError: ``result`` is one.
+    """
+    if isinstance(result, Iterator):
+        raise CaptureError(
+            f"{type(model).__name__}.forward returns a {type(result).__name__}, which would compute after the call: "
+            "return a list or a tuple"
+        )
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from autosplit.capture.record import kept_buffers
 from autosplit.errors import CaptureError
 from autosplit.holders import Exchange
 
@@ -37,8 +37,20 @@ def initialise(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
         return tensor.detach().to(home, copy=True)
 
     exchange = Exchange(own, copies=True)
-    with torch.no_grad(), kept_buffers(model):
+    with torch.no_grad(), _kept_buffers(model):
         try:
             model(*map(exchange, args), **{key: exchange(value) for key, value in kwargs.items()})
         finally:
             exchange.put_back({})
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """What forward writes to a buffer inside is undone after."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, was in before:
+                buffer.copy_(was)

@@ -13,7 +13,7 @@ import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from autosplit.capture.frontend import refuse_iterators, snapshot
 from autosplit.capture.standins import StandIns, fake_stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
-from autosplit.holders import Exchange, Snapshot
-from autosplit.program import RECORDED, Input, Program, Spec
+from autosplit.holders import Exchange
+from autosplit.program import RECORDED, Input, Program, Spec, written_tensors
 
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"),
@@ -84,7 +85,7 @@ def record(
     Raises:
         CaptureError: forward looks at data and there is none (weights or inputs on the meta device), or it raised.
     """
-    before = Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())])
+    before = snapshot(model, args, kwargs)
     try:
         return _on_fakes(model, written, args, kwargs, mode)
     except Exception as error:
@@ -103,14 +104,7 @@ def _on_fakes(
 ) -> Record:
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     stand_ins = StandIns(model, make=lambda tensor: fake_stand_in(fakes, tensor))
-    with stand_ins.swapped(keep=False), fakes:
-        given = stand_ins.of_inputs(args, kwargs)
-        try:
-            recorder = _Recorder(model, stand_ins.weights, _names(model, written, given.args, given.kwargs))
-            with recorder.watching():
-                recorder.ran(written.forward(model, *given.args, **given.kwargs))
-        finally:
-            given.finish()
+    recorder = _run(model, written, args, kwargs, stand_ins, fakes)
     return Record(recorder.program(mode), recorder.calls, on_data=False)
 
 
@@ -122,40 +116,88 @@ def _on_data(
     mode: Mode,
     why: Exception,
 ) -> Record:
-    """As on fakes, but with the real weights, where they are."""
+    """As on fakes, but on data, where the weights are; parameters are copied only if forward writes to one."""
+    home = _home(model, why)
+    with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
+        state = torch.get_rng_state()
+        try:
+            recorder = _run(model, written, args, kwargs, _on_home(model, home, why, copies=False), _ReadOnly(model))
+        except _WriteError:
+            torch.set_rng_state(state)
+            recorder = _run(model, written, args, kwargs, _on_home(model, home, why, copies=True), nullcontext())
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"{type(model).__name__}.forward raised while it was run to record it: "
+                f"{type(error).__name__}: {_first_line(error)}; give it inputs, and what else it reads, as in a call"
+            ) from error
+    return Record(recorder.program(mode), recorder.calls, on_data=True)
+
+
+def _run(
+    model: nn.Module,
+    written: type[nn.Module],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    stand_ins: StandIns,
+    mode: AbstractContextManager[Any],
+) -> _Recorder:
+    """Record one run of ``model`` on stand-ins."""
+    with stand_ins.swapped(keep=False), mode:
+        given = stand_ins.of_inputs(args, kwargs)
+        try:
+            recorder = _Recorder(model, stand_ins.weights, _names(model, written, given.args, given.kwargs))
+            with recorder.watching():
+                recorder.ran(written.forward(model, *given.args, **given.kwargs))
+        finally:
+            given.finish()
+    return recorder
+
+
+def _home(model: nn.Module, why: Exception) -> torch.device:
+    """The one device of the weights, which must hold data."""
     homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if len(homes) != 1 or next(iter(homes)).type == "meta":
         raise CaptureError(
             f"{type(model).__name__}.forward does not run without data ({_first_line(why)}), and its weights are on "
             f"{', '.join(sorted(map(str, homes)))}: load them on one device that holds data, such as the CPU"
         ) from why
-    home = homes.pop()
+    return homes.pop()
 
-    def own(tensor: torch.Tensor, _: bool) -> torch.Tensor:
+
+def _on_home(model: nn.Module, home: torch.device, why: Exception, *, copies: bool) -> StandIns:
+    """Stand-ins with data: inputs and buffers are copies, which forward may write; parameters are where asked."""
+
+    def make(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta:
             raise CaptureError(
                 f"{type(model).__name__}.forward does not run without data ({_first_line(why)}), and an input is on "
                 "the meta device: pass real example inputs"
             ) from why
+        if isinstance(tensor, nn.Parameter) and tensor.device == home:
+            return nn.Parameter(tensor.detach().clone(), tensor.requires_grad) if copies else tensor
         return tensor.detach().to(home, copy=True).requires_grad_(tensor.requires_grad)
 
-    weights = {id(p): Input("parameter", name, Spec.of(p)) for name, p in model.named_parameters()}
-    weights |= {id(b): Input("buffer", name, Spec.of(b)) for name, b in model.named_buffers()}
-    exchange = Exchange(own, copies=True)
-    with kept_buffers(model), torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
-        try:
-            positional, named = tuple(map(exchange, args)), {key: exchange(value) for key, value in kwargs.items()}
-            recorder = _Recorder(model, weights, _names(model, written, positional, named))
-            with recorder.watching():
-                recorder.ran(written.forward(model, *positional, **named))
-        except Exception as error:
-            raise CaptureError(
-                f"{type(model).__name__}.forward raised while it was run to record it: "
-                f"{type(error).__name__}: {_first_line(error)}; give it inputs, and what else it reads, as in a call"
-            ) from error
-        finally:
-            exchange.put_back({})
-    return Record(recorder.program(mode), recorder.calls, on_data=True)
+    return StandIns(model, make=make)
+
+
+class _WriteError(Exception):
+    """Forward is about to write to a parameter."""
+
+
+class _ReadOnly(TorchDispatchMode):
+    """Stops an operator that would write to a parameter of ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        written = written_tensors(func, args, kwargs or {}) if hasattr(func, "_schema") else ()
+        if any(tensor.untyped_storage()._cdata in self._storages for tensor in written):
+            raise _WriteError
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchFunctionMode):
@@ -203,6 +245,7 @@ class _Recorder(TorchFunctionMode):
 
     def ran(self, result: Any) -> None:
         """Note what forward returned."""
+        refuse_iterators(self._model, result)
         plain: list[fx.Node] = []
         held: list[fx.Node] = []
 
@@ -375,18 +418,6 @@ def _no_fakes(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     if isinstance(tensor, FakeTensor):
         return torch._subclasses.fake_tensor.unset_fake_temporarily()
     return contextlib.nullcontext()
-
-
-@contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """What forward writes to a buffer inside is undone after."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, was in before:
-                buffer.copy_(was)
 
 
 def _first_line(error: BaseException) -> str:

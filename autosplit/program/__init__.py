@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms, literal
 from autosplit.program.dependent import call_on_fakes
-from autosplit.program.effects import analyse
+from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
 from autosplit.program.groups import stay_together
 from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
@@ -45,6 +45,7 @@ __all__ = [
     "module_path",
     "operator_name",
     "tensor_leaves",
+    "written_tensors",
 ]
 
 

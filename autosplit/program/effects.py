@@ -52,7 +52,7 @@ class _Effects(TorchDispatchMode):
         for tensor in outputs:
             if _storage(tensor) not in known:
                 self.allocated[_storage(tensor)] = _storage_bytes(tensor)
-        self.written |= {_storage(t) for t in _written(func, args, kwargs)}
+        self.written |= {_storage(t) for t in written_tensors(func, args, kwargs)}
         self._count(func, args, kwargs, result)
         return result
 
@@ -65,7 +65,8 @@ class _Effects(TorchDispatchMode):
             self.flops += int(formula(*args, **kwargs, out_val=result))
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that a call of an operator writes in place."""
     schema = func._schema
     hidden = "batch_norm" in schema.name or "instance_norm" in schema.name
     for position, argument in enumerate(schema.arguments):

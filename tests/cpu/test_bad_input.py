@@ -58,7 +58,7 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
     "bits": (Net, lambda m: part(m, {"sim:0": "24Gb"}), autosplit.AutosplitError, "'Gb' means bits"),
     "too small": (Net, lambda m: part(m, {"sim:0": 1000, "sim:1": 1000}), autosplit.CapacityError, "B"),
     "looks at data": (
-        Inverts, lambda m: part(m, ["sim:0"]), autosplit.CaptureError, "istft cannot be planned without running it"
+        Inverts, lambda m: part(m, ["sim:0"], capture="graph"), autosplit.CaptureError, "istft cannot be planned without running it"
     ),
     "no parameters": (Bare, lambda m: part(m, ["sim:0"]), autosplit.PlanError, "no parameters"),
     "not a module": (Bare, lambda m: part("model", ["sim:0"]), autosplit.PlanError, "is a str"),
@@ -70,7 +70,9 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
     "wrong shape": (
         Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "same reduction dim"
     ),
-    "branches": (Branches, lambda m: part(m, ["sim:0"]), autosplit.CaptureError, "test_bad_input.py:"),
+    "branches": (
+        Branches, lambda m: part(m, ["sim:0"], capture="graph"), autosplit.CaptureError, "test_bad_input.py:"
+    ),
     "one device to split": (Net, lambda m: part(m, ["sim:0"], strategy="split"), autosplit.PlanError, "one device"),
     "odd optimizer": (Net, lambda m: part(m, ["sim:0"], optimizer="lion"), autosplit.PlanError, "'lion' is unknown"),
     "odd placement": (
