@@ -23,9 +23,7 @@ from autosplit.holders import Exchange, first_device, to_device
 
 Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
-_MOVES = frozenset(
-    {"to", "cpu", "cuda", "copy_", "type_as", "set_", "__set__", "__get__", "swap_tensors", "equal", "is_set_to"}
-)
+_MOVES = frozenset({"to", "cpu", "cuda", "copy_", "type_as", "set_", "__set__", "__get__", "swap_tensors", "is_set_to"})
 _WRITES = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")) | {
     "__setitem__"
 }

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 import operator
+import random
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,6 +86,13 @@ def record(
     Raises:
         CaptureError: forward looks at data and there is none (weights or inputs on the meta device), or it raised.
     """
+    with _same_random_numbers():
+        return _record(model, written, args, kwargs, mode)
+
+
+def _record(
+    model: nn.Module, written: type[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode
+) -> Record:
     before = snapshot(model, args, kwargs)
     try:
         return _on_fakes(model, written, args, kwargs, mode)
@@ -119,11 +127,9 @@ def _on_data(
     """As on fakes, but on data, where the weights are; parameters are copied only if forward writes to one."""
     home = _home(model, why)
     with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
-        state = torch.get_rng_state()
         try:
             recorder = _run(model, written, args, kwargs, _on_home(model, home, why, copies=False), _ReadOnly(model))
         except _WriteError:
-            torch.set_rng_state(state)
             recorder = _run(model, written, args, kwargs, _on_home(model, home, why, copies=True), nullcontext())
         except CaptureError:
             raise
@@ -133,6 +139,17 @@ def _on_data(
                 f"{type(error).__name__}: {_first_line(error)}; give it inputs, and what else it reads, as in a call"
             ) from error
     return Record(recorder.program(mode), recorder.calls, on_data=True)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """What is drawn inside from Python's and NumPy's generators is drawn again after."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _run(

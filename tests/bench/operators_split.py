@@ -33,7 +33,7 @@ from operators import (
     outcomes,
 )
 
-OUTCOMES = ("equal", "close", "refused", "undefined", "different", "raw error")
+OUTCOMES = ("equal", "close", "fell", "refused", "undefined", "different", "raw error")
 _CAPTURE = re.compile(r"cannot be captured as one graph(?: at \S+ in \S+)?: (.*?); rewrite that line", re.DOTALL)
 
 

@@ -58,7 +58,8 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
     "bits": (Net, lambda m: part(m, {"sim:0": "24Gb"}), autosplit.AutosplitError, "'Gb' means bits"),
     "too small": (Net, lambda m: part(m, {"sim:0": 1000, "sim:1": 1000}), autosplit.CapacityError, "B"),
     "looks at data": (
-        Inverts, lambda m: part(m, ["sim:0"], capture="graph"), autosplit.CaptureError, "istft cannot be planned without running it"
+        Inverts, lambda m: part(m, ["sim:0"], capture="graph"), autosplit.CaptureError,
+        "istft cannot be planned without running it",
     ),
     "no parameters": (Bare, lambda m: part(m, ["sim:0"]), autosplit.PlanError, "no parameters"),
     "not a module": (Bare, lambda m: part("model", ["sim:0"]), autosplit.PlanError, "is a str"),
