@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from autosplit.device import HOST
 from autosplit.errors import PlanError
 from autosplit.placement import Plan, fingerprint
 
@@ -108,6 +109,9 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     members = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
     members |= {"plan": property(_plan), "graph_module": property(_graph_module)}
     members["__qualname__"] = cls.__qualname__
+    own = getattr(cls, "device", None)
+    if isinstance(own, property):
+        members["device"] = property(lambda self: _device(self, own))
     return type(cls.__name__, (cls,), members)  # the name too: configs and loss functions are looked up by it
 
 
@@ -116,6 +120,14 @@ def _plan(model: nn.Module) -> Plan:
     if plan is None:
         raise PlanError("not planned yet: call the model once, or pass args to partition")
     return plan
+
+
+def _device(model: nn.Module, own: property) -> Any:
+    """What libraries ask for to put inputs beside a model (transformers, diffusers): where this one's come and go."""
+    plan: Plan | None = model.__dict__[_STATE].plan
+    if plan is None:
+        return own.fget(model) if own.fget is not None else None
+    return torch.device("cpu") if plan.io_device == HOST else torch.device(plan.io_device)
 
 
 def _graph_module(model: nn.Module) -> fx.GraphModule:

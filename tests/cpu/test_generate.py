@@ -101,3 +101,17 @@ def test_a_decode_step_with_a_cache_can_be_planned() -> None:
         )
         assert [layer.keys for layer in cache.layers] == kept  # planning leaves the caller's objects as they were
         assert not [transfer for transfer in plan.transfers if "past_key_values" in transfer.tensor]
+
+
+@pytest.mark.parametrize("io", ["sim:1", "cpu"])
+def test_the_models_device_is_where_inputs_come_from(io) -> None:
+    """generate() makes tensors there, which meet the outputs; the first weight may be anywhere."""
+    torch.manual_seed(0)
+    model, placement = llama()
+    unsplit = copy.deepcopy(model.eval())
+    ids = torch.randint(2, 128, (2, 7))
+    how = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": 9}
+    with sim.cluster(["1GiB"] * 3) as cluster:
+        split = autosplit.partition(model, cluster.devices, kwargs={"input_ids": ids.to(io)}, placement=placement)
+        assert str(split.device) == io
+        assert torch.equal(split.generate(ids.to(io), **how).cpu(), unsplit.generate(ids, **how))
