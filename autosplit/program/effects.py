@@ -100,8 +100,9 @@ class _Analysis(fx.Interpreter):
         return any(bare(tensor).requires_grad for tensor in tensor_leaves(self.env[node]))
 
     def _saved_tensors(self, node: fx.Node) -> AbstractContextManager[Any]:
-        if is_control(node) or torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:
-            return nullcontext()  # torch.func.grad bans hooks inside
+        banned = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None
+        if banned or is_control(node) or not torch.is_grad_enabled():  # torch.func.grad bans hooks inside
+            return nullcontext()
         return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved)
 
     def _run(self, n: fx.Node) -> Any:
