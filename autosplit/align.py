@@ -28,6 +28,7 @@ _WRITES = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", 
     "__setitem__"
 }
 
+_TO_HOST = frozenset({"numpy", "__array__"})
 _LENGTHS = frozenset({"_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu"})
 """Functions that want their second argument on the host when it holds the lengths of a packed sequence."""
 
@@ -43,6 +44,8 @@ class Alignment(TorchFunctionMode):
         self, func: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _TO_HOST and args[0].device.type != "cpu":
+            args = (args[0].cpu(), *args[1:])  # as if the model were on the CPU, where its author ran it
         tensors = _tensors(args, kwargs)
         if len({tensor.device for tensor in tensors}) > 1 and getattr(func, "__name__", "") not in _MOVES:
             target = _target(func, args, tensors)

@@ -57,7 +57,8 @@ def torch_devices(cluster: Cluster) -> dict[str, torch.device]:
         except RuntimeError as error:
             raise DeviceError(
                 f"device {name!r} is described, not present: a plan can be made for it, but nothing can run on it; "
-                f"apply the plan where its devices are (here: {', '.join(_present()) or 'only cpu'})"
+                f"plan for devices by the names that they have where the plan is applied, as a cluster.toml can "
+                f"(here: {', '.join(_present()) or 'only cpu'})"
             ) from error
     return found | {HOST: torch.device("cpu")}
 

@@ -102,6 +102,8 @@ def _assumptions(problem: Problem) -> list[str]:
     ]
     if problem.program.is_sized_by_data:
         said.append("memory: sizes that depend on data are taken at their largest, and numbers that are read as 1")
-    if problem.request.mode == "train":
+    if problem.request.mode == "infer":
+        said.append("inference: under torch.no_grad(); a call that records gradients keeps more")
+    else:
         said.append("training: a steady step; a loss computed outside the model is not counted")
     return said

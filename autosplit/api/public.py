@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import msgspec
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -283,6 +284,10 @@ def _as_module(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise PlanError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PlanError("model is a TorchScript module, whose forward runs in C++: pass the module it was made from")
+    if "_orig_mod" in model._modules:
+        raise PlanError("model comes from torch.compile: pass the module that you compiled (model._orig_mod)")
     if "forward" in model.__dict__:
         raise PlanError(
             f"this {type(model).__name__} has a forward of its own, set on the object: it would be called instead of "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ class Caller:
         names: the weights' names in the model by their names in the module.
         is_graph: calls are captured; else they run in plain Python.
         is_pinned: a call that cannot be captured is an error.
+        told: what was warned of already, shared by the parts of a model.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Caller:
         names: Mapping[str, str] | None = None,
         is_graph: bool = True,
         is_pinned: bool = False,
+        told: set[str] | None = None,
     ) -> None:
         self._plan = plan
         self._frontend = frontend
@@ -53,6 +57,7 @@ class Caller:
         self._is_graph = is_graph
         self._is_pinned = is_pinned
         self._names = names or {}
+        self._told: set[str] = set() if told is None else told
         self._uncaptured: set[tuple[bool, bool]] = set()  # (training, gradients on) of calls that were not captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
@@ -74,7 +79,9 @@ class Caller:
             refused = error
         result = self._in_python(model, args, kwargs)  # an error here is the model's own
         self._uncaptured.add(mode)
-        warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=2)
+        if str(refused) not in self._told:
+            self._told.add(str(refused))
+            warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=_callers_level())
         return result
 
     def _captured(self, model: nn.Module) -> Frontend:
@@ -101,6 +108,7 @@ def install_parts(model: nn.Module, plan: Plan, captured: Captured | None) -> No
     """
     remove_parts(model)
     units: list[str] = []
+    told: set[str] = set()
     homes = homes_below(model)
     if plan.capture == "graph" and len(set().union(*homes.values())) < 2:
         return
@@ -110,10 +118,19 @@ def install_parts(model: nn.Module, plan: Plan, captured: Captured | None) -> No
         if path in plan.parts or len(devices) > 1:
             frontend = captured.parts.get(path) if captured is not None else None
             names = part_names(model, module)
-            add_part(module, Caller(plan, frontend, path=path, names=names, is_graph=is_graph))
+            add_part(module, Caller(plan, frontend, path=path, names=names, is_graph=is_graph, told=told))
         elif devices and not _is_within(path, units):
             units.append(path)
             add_part(module, call_unit)
+
+
+def _callers_level() -> int:
+    """How far up the stack the caller's own line is, for a warning to name it."""
+    roots = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(roots):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _is_within(path: str, paths: Collection[str]) -> bool:

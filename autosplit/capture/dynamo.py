@@ -20,6 +20,7 @@ from autosplit.errors import AutosplitError, CaptureError
 
 _RECOMPILE_LIMIT = 64
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
+_LOUD = ("torch._subclasses.fake_tensor", "torch._dynamo.exc", "torch.fx.experimental.symbolic_shapes")
 _RAISED = re.compile(r"got (\w+\(.*\))")  # how Dynamo quotes what an operator raised
 _FRAME = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
 _REFUSALS = (
@@ -58,6 +59,20 @@ def dynamo_settings() -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Without the tracebacks that torch logs for what we go on to explain, or to run another way."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
+
+
+@contextmanager
 def as_capture_error(model: nn.Module, *, capturing: bool) -> Iterator[None]:
     """Dynamo's errors inside become a CaptureError that names the line; while capturing, every error does."""
     try:
@@ -86,7 +101,4 @@ def _explain(model: nn.Module, error: Exception) -> str:
         reason = said[1] if said is not None else str(error).strip().split("\n")[0]
         return f"{type(model).__name__}.forward raised while it was traced{where}: {reason}; check the inputs' shapes"
     reason = str(error).strip().split("\n")[0]
-    return (
-        f"{type(model).__name__}.forward cannot be captured as one graph{where}: {reason}; "
-        "rewrite that line, or let capture='auto' take the model in several pieces"
-    )
+    return f"{type(model).__name__}.forward cannot be captured as one graph{where}: {reason}"

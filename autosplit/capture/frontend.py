@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings
+from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings, quiet
 from autosplit.capture.standins import StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
@@ -106,9 +106,9 @@ class Frontend:
         Raises:
             CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
         """
-        _check_arguments(self.model, self._forward, args, kwargs)
+        check_arguments(self.model, self._forward, args, kwargs)
         flags = in_mode(self.model, mode) if not self.is_part else nullcontext()
-        with CAPTURE_LOCK, self._lock, flags, without_parts(self.model):
+        with CAPTURE_LOCK, self._lock, flags, without_parts(self.model), quiet():
             before = snapshot(self.model, args, kwargs)
             self._capturing, self._captured = True, None
             try:
@@ -259,7 +259,7 @@ def refuse_iterators(model: nn.Module, result: Any) -> None:
     """
     if isinstance(result, Iterator):
         raise CaptureError(
-            f"{type(model).__name__}.forward returns a {type(result).__name__}, which would compute after the call: "
+            f"{type(model).__name__}.forward returns a generator, which would compute after the call: "
             "return a list or a tuple"
         )
 
@@ -300,7 +300,12 @@ def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
             module.training = training
 
 
-def _check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of a call before anything is tried with them.
+
+    Raises:
+        CaptureError: they do not match the signature, or no tensor is among them.
+    """
     signature = inspect.signature(types.MethodType(forward, model))
     try:
         signature.bind(*args, **kwargs)

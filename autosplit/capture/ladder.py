@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autosplit.capture.frontend import CAPTURE_LOCK, Frontend, in_mode, part_names, without_parts
-from autosplit.capture.record import Call, Record, record
+from autosplit.capture.dynamo import quiet
+from autosplit.capture.frontend import CAPTURE_LOCK, Frontend, check_arguments, in_mode, part_names, without_parts
+from autosplit.capture.record import Call, ForwardError, Record, record
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.placement import Rung
@@ -57,18 +58,21 @@ def climb(
     Raises:
         CaptureError: no rung that will do holds; names the line and the reason.
     """
+    check_arguments(frontend.model, frontend.written.forward, args, kwargs)
     if pinned == "modules":
         return _piecewise(frontend, args, kwargs, mode, notes=(), capture=False)
     try:
         return Captured(frontend.capture(args, kwargs, mode), "graph")
     except CaptureError as error:
         if pinned == "graph":
-            raise
+            raise CaptureError(f"{error}; rewrite that line, or let capture='auto' take the model in pieces") from error
         refused = error
     try:
         captured = _piecewise(frontend, args, kwargs, mode, notes=(str(refused),), capture=True)
+    except ForwardError:
+        raise  # the model's own words say more than what tracing made of them
     except CaptureError as error:
-        raise CaptureError(f"{refused}; nor can it be taken module by module: {error}") from refused
+        raise CaptureError(f"{refused}; nor can it be taken in pieces: {error}") from refused
     if pinned == "graphs" and captured.rung != "graphs":
         raise CaptureError(f"capture='graphs' does not hold: {'; '.join(captured.notes)}")
     return captured
@@ -84,7 +88,7 @@ def _piecewise(
     capture: bool,
 ) -> Captured:
     model = frontend.model
-    with CAPTURE_LOCK, in_mode(model, mode), without_parts(model):
+    with CAPTURE_LOCK, in_mode(model, mode), without_parts(model), quiet():
         seen = record(model, frontend.written, args, kwargs, mode)
         finder = _Finder(model, seen, mode)
         if capture:

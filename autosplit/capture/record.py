@@ -11,11 +11,13 @@ import copy
 import inspect
 import operator
 import random
+import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,9 +136,9 @@ def _on_data(
         except CaptureError:
             raise
         except Exception as error:
-            raise CaptureError(
-                f"{type(model).__name__}.forward raised while it was run to record it: "
-                f"{type(error).__name__}: {_first_line(error)}; give it inputs, and what else it reads, as in a call"
+            raise ForwardError(
+                f"{type(model).__name__}.forward raised {type(error).__name__}: {_first_line(error)}{_place(error)}; "
+                "call the unsplit model with these inputs until it runs"
             ) from error
     return Record(recorder.program(mode), recorder.calls, on_data=True)
 
@@ -197,6 +199,10 @@ def _on_home(model: nn.Module, home: torch.device, why: Exception, *, copies: bo
         return tensor.detach().to(home, copy=True).requires_grad_(tensor.requires_grad)
 
     return StandIns(model, make=make)
+
+
+class ForwardError(CaptureError):
+    """The model itself raised when it was run, as it would unsplit."""
 
 
 class _WriteError(Exception):
@@ -435,6 +441,16 @@ def _no_fakes(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     if isinstance(tensor, FakeTensor):
         return torch._subclasses.fake_tensor.unset_fake_temporarily()
     return contextlib.nullcontext()
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the model's own source that the error came through: " at FILE:LINE in FUNCTION"."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours_or_torchs(frame.filename)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+
+def _is_ours_or_torchs(filename: str) -> bool:
+    return filename.startswith((str(Path(torch.__file__).parent), str(Path(__file__).parents[1])))
 
 
 def _first_line(error: BaseException) -> str:

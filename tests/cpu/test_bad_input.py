@@ -69,7 +69,7 @@ CASES: dict[str, tuple[type[nn.Module], Any, type[Exception], str]] = {
         Net, lambda m: part(m, ["sim:0"], (X,), kwargs={"y": X}), autosplit.CaptureError, "unexpected keyword argument"
     ),
     "wrong shape": (
-        Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "same reduction dim"
+        Net, lambda m: part(m, ["sim:0"], (torch.ones(4, 3),)), autosplit.CaptureError, "shapes cannot be multiplied"
     ),
     "branches": (
         Branches, lambda m: part(m, ["sim:0"], capture="graph"), autosplit.CaptureError, "test_bad_input.py:"
@@ -140,6 +140,16 @@ def test_a_forward_set_on_the_object_is_refused() -> None:
     model.forward = lambda x: x
     with sim.cluster("1x64MiB"), pytest.raises(autosplit.PlanError, match="a forward of its own"):
         autosplit.partition(model, ["sim:0"], (X,))
+
+
+def test_wrapped_models_are_refused_with_what_to_pass() -> None:
+    x = torch.ones(4, 256)
+    with pytest.raises(autosplit.PlanError, match="_orig_mod"):
+        autosplit.plan(torch.compile(Net()), "2x64MiB", (x,))
+    with pytest.warns(DeprecationWarning):
+        traced = torch.jit.trace(nn.Linear(256, 2), (x,))
+    with pytest.raises(autosplit.PlanError, match="TorchScript"):
+        autosplit.plan(traced, "2x64MiB", (x,))
 
 
 def test_a_plan_for_another_model_is_stale() -> None:

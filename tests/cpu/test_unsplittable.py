@@ -58,7 +58,9 @@ def test_a_generator_is_refused(step, capture) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
-    with pytest.raises(autosplit.CaptureError, match=r"_unsplittable\.py:\d+.*FileNotFoundError.*gone\.txt.*give it"):
+    with pytest.raises(
+        autosplit.CaptureError, match=r"raised FileNotFoundError.*gone\.txt.* at .*_unsplittable\.py:\d+ in step"
+    ):
         autosplit.plan(Net(reads(str(tmp_path / "gone.txt"))), "2x64MiB", (torch.randn(3, 4),))
 
 
@@ -99,6 +101,20 @@ def test_lists_that_a_call_writes_are_written_by_calls_alone(capture) -> None:
         split(x.to("sim:0"), given)
         split(x.to("sim:0"), given)
         assert (SEEN, given, split.history) == ([3, 3], [0, 1], [3, 3])
+
+
+def test_numpy_without_cpu_works_as_it_does_on_a_cpu(tmp_path) -> None:
+    def step(m, x):
+        h = m.a(x)
+        (tmp_path / "seen").write_text(str(float(h.detach().numpy().max())))
+        return m.b(h) * float(h.detach().numpy().max())
+
+    model, x = Net(step), torch.randn(3, 4)
+    want = model(x)
+    with sim.cluster("2x64MiB") as cluster:
+        split = autosplit.partition(model, cluster.devices, (x,), placement=PLACEMENT)
+        assert split.plan.capture == "graphs"
+        assert torch.equal(split(x.to("sim:0")).cpu(), want)
 
 
 def test_prints_are_printed_once_a_call(capsys) -> None:
