@@ -7,6 +7,7 @@ its last tensor is; what it writes in place stays where it is.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import types
@@ -23,10 +24,24 @@ from autosplit.holders import Exchange, first_device, to_device
 
 Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
-_MOVES = frozenset({"to", "cpu", "cuda", "copy_", "type_as", "set_", "__set__", "__get__", "swap_tensors", "is_set_to"})
-_WRITES = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")) | {
-    "__setitem__"
-}
+_MOVES = frozenset(
+    {
+        "to",
+        "cpu",
+        "cuda",
+        "copy_",
+        "type_as",
+        "set_",
+        "__set__",
+        "__get__",
+        "swap_tensors",
+        "is_set_to",
+        "grad",
+        "backward",
+    }
+)
+_INFIX = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_WRITES = frozenset(f"__i{name}__" for name in _INFIX) | {"__setitem__"}
 
 _TO_HOST = frozenset({"numpy", "__array__"})
 _LENGTHS = frozenset({"_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -38,7 +53,7 @@ class Alignment(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._copies: dict[tuple[int, int, torch.device, bool], tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
+        self._copies: dict[Any, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -47,14 +62,28 @@ class Alignment(TorchFunctionMode):
         if getattr(func, "__name__", "") in _TO_HOST and args[0].device.type != "cpu":
             args = (args[0].cpu(), *args[1:])  # as if the model were on the CPU, where its author ran it
         tensors = _tensors(args, kwargs)
-        if len({tensor.device for tensor in tensors}) > 1 and getattr(func, "__name__", "") not in _MOVES:
-            target = _target(func, args, tensors)
-            held = args[1] if getattr(func, "__name__", "") in _LENGTHS and _are_lengths(args[1]) else None
-            args, kwargs = _map(
-                (args, kwargs),
-                lambda a: self.moved(a, target) if isinstance(a, torch.Tensor) and a is not held else a,
-            )
-        return func(*args, **kwargs)
+        if len({tensor.device for tensor in tensors}) < 2 or getattr(func, "__name__", "") in _MOVES:
+            return func(*args, **kwargs)
+        return self._call(func, args, kwargs, _target(func, args, kwargs, tensors))
+
+    def _call(self, func: Callable[..., Any], args: Any, kwargs: Any, target: torch.device) -> Any:
+        """Call with every tensor on ``target``; what the function writes to a copy is written to the tensor too."""
+        held = args[1] if getattr(func, "__name__", "") in _LENGTHS and _are_lengths(args[1]) else None
+        brought: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+
+        def bring(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value is held or value.device == target:
+                return value
+            here = self.moved(value, target)
+            brought.append((value, here, _version(here)))
+            return here
+
+        args, kwargs = _map((args, kwargs), bring)
+        result = func(*args, **kwargs)
+        for tensor, here, version in brought:
+            if _version(here) != version:
+                tensor.copy_(here)
+        return result
 
     def moved(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         """``tensor`` on ``device``; the copy made before, if neither the tensor nor the grad mode has changed."""
@@ -62,15 +91,20 @@ class Alignment(TorchFunctionMode):
             return tensor
         if tensor.is_inference():
             return tensor.to(device)  # it has no version: a copy cannot be known to be fresh
-        key = (id(tensor), tensor._version, device, torch.is_grad_enabled())
+        key = (id(tensor), tensor._version, device, torch.is_grad_enabled(), tensor.requires_grad)
         known = self._copies.get(key)
         if known is None or known[0]() is not tensor:
-            self._copies[key] = known = (weakref.ref(tensor), tensor.to(device))
+            gone = functools.partial(_forget, self._copies, key)  # a copy lives as long as its tensor, at most
+            self._copies[key] = known = (weakref.ref(tensor, gone), tensor.to(device))
         return known[1]
 
     def close(self) -> None:
         """Drop the copies."""
         self._copies.clear()
+
+
+def _forget(copies: dict[Any, Any], key: Any, _: Any) -> None:
+    copies.pop(key, None)
 
 
 @contextmanager
@@ -150,12 +184,25 @@ def call_unit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         args = tuple(map(exchange, args))
         kwargs = {key: exchange(value) for key, value in kwargs.items()}
         try:
-            return plain_forward(module)(*args, **kwargs)
+            result = plain_forward(module)(*args, **kwargs)
+            return Exchange(lambda t, _: _original(t, brought), copies=False)(result) if brought else result
         finally:
             exchange.put_back({id(here): tensor for tensor, here, _ in brought})
             for tensor, here, version in brought:
                 if _version(here) != version or tensor.is_inference():
                     tensor.copy_(here)  # the module wrote into its input
+
+
+def _original(result: torch.Tensor, brought: list[tuple[torch.Tensor, torch.Tensor, int]]) -> torch.Tensor:
+    """A result that is an input, or a view of one, in terms of the input itself and not of its copy here."""
+    for tensor, here, _ in brought:
+        if result is here:
+            return tensor
+        shared = result.untyped_storage()._cdata == here.untyped_storage()._cdata
+        if shared and tensor.stride() == here.stride() and result.dtype == tensor.dtype:
+            offset = tensor.storage_offset() + result.storage_offset() - here.storage_offset()
+            return tensor.as_strided(result.size(), result.stride(), offset)
+    return result
 
 
 def plain_forward(module: nn.Module) -> Callable[..., Any]:
@@ -228,11 +275,16 @@ def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     return fx.node.map_aggregate(value, function)
 
 
-def _target(func: Callable[..., Any], args: tuple[Any, ...], tensors: list[torch.Tensor]) -> torch.device:
+def _target(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
+) -> torch.device:
     name = getattr(func, "__name__", "")
     writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
     if writes and isinstance(args[0], torch.Tensor):
         return args[0].device
+    out = kwargs.get("out")
+    if isinstance(out, torch.Tensor):
+        return out.device
     for tensor in tensors:
         if isinstance(tensor, nn.Parameter):
             return tensor.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ _ATOMS = (
     type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout, torch.Generator,
     types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, nn.Module,
 )  # fmt: skip
+_NUMBERS = (int, float, str, type(None))
+_INDEXED = (list, dict, deque)
 _LONG = 1024  # a list this long that starts with a number or a word is data, not a holder of tensors
 
 
@@ -31,7 +34,7 @@ class Slot:
 
     def get(self) -> Any:
         """What is there now; None when the place is gone."""
-        if isinstance(self.holder, (list, dict)):
+        if isinstance(self.holder, _INDEXED):
             try:
                 return self.holder[self.key]
             except (KeyError, IndexError):
@@ -40,12 +43,12 @@ class Slot:
 
     def set(self, value: Any) -> None:
         """Put ``value`` there."""
-        if isinstance(self.holder, (list, dict)):
+        if isinstance(self.holder, _INDEXED):
             self.holder[self.key] = value
         elif hasattr(self.holder, "__dict__") and self.key in self.holder.__dict__:
             self.holder.__dict__[self.key] = value  # a frozen dataclass, too
         else:
-            setattr(self.holder, self.key, value)
+            object.__setattr__(self.holder, self.key, value)
 
 
 class Exchange:
@@ -58,9 +61,11 @@ class Exchange:
     Args:
         visit: gives the replacement of a tensor.
         copies: copy plain lists and dicts, rather than change them in place.
+        known: what to put in the place of a list or dict, by its id.
     """
 
-    def __init__(self, visit: Visit, *, copies: bool) -> None:
+    def __init__(self, visit: Visit, *, copies: bool, known: Mapping[int, Any] | None = None) -> None:
+        self._known = known or {}
         self._visit = visit
         self._copies = copies
         self._seen: dict[int, Any] = {}
@@ -76,6 +81,7 @@ class Exchange:
             return value
         if id(value) in self._seen:
             return self._seen[id(value)]
+        value = self._known.get(id(value), value)
         self._alive.append(value)
         if isinstance(value, tuple):
             self._seen[id(value)] = rebuilt = self._tuple(value, plain)
@@ -108,6 +114,10 @@ class Exchange:
     def originals(self) -> dict[int, Any]:
         """The caller's list or dict by the id of its copy."""
         return {id(copied): original for original, copied, _ in self._copied}
+
+    def copied(self) -> list[Any]:
+        """The copies of lists and dicts."""
+        return [copied for _, copied, _ in self._copied]
 
     def _tuple(self, value: tuple[Any, ...], plain: bool) -> Any:
         if isinstance(value, PackedSequence):  # torch wants its batch sizes on the host, wherever the data are
@@ -145,10 +155,15 @@ class Snapshot:
     Args:
         values: everything that mutable objects reached from here hold is remembered; tensors' data are not.
         shallow: lists, dicts and sets of which only what they hold themselves is remembered.
+        spaces: dicts, such as a module's globals, of which only numbers and words are remembered.
     """
 
-    def __init__(self, values: Iterable[Any], shallow: Iterable[Any] = ()) -> None:
+    def __init__(
+        self, values: Iterable[Any], shallow: Iterable[Any] = (), spaces: Iterable[dict[str, Any]] = ()
+    ) -> None:
+        self._numbers = [(space, {k: v for k, v in space.items() if isinstance(v, _NUMBERS)}) for space in spaces]
         self._before: list[tuple[Any, Any]] = [(value, value.copy()) for value in shallow]
+        self._slots: list[tuple[Slot, Any]] = []  # of objects, which may keep them out of __dict__
         seen: set[int] = set()
         pending = list(values)
         while pending:
@@ -156,19 +171,29 @@ class Snapshot:
             if isinstance(value, torch.Tensor) or _is_atom(value) or id(value) in seen:
                 continue
             seen.add(id(value))
-            state = value if isinstance(value, (list, dict, set)) else getattr(value, "__dict__", None)
-            if isinstance(state, (list, dict, set)):
+            state = value if isinstance(value, (*_INDEXED, set)) else getattr(value, "__dict__", None)
+            if isinstance(state, (*_INDEXED, set)):
                 self._before.append((state, state.copy()))
-            pending += [held for _, held in _held(value)]
+            slots = _held(value)
+            self._slots += [(slot, held) for slot, held in slots if not isinstance(slot.holder, (*_INDEXED, tuple))]
+            pending += [held for _, held in slots]
 
     def restore(self) -> None:
         """Put everything back."""
+        for space, numbers in self._numbers:
+            if any(space.get(key) is not value for key, value in numbers.items()):
+                space.update(numbers)
         for state, before in self._before:
-            if isinstance(state, list):
-                state[:] = before
+            if isinstance(state, (list, deque)):
+                if len(state) != len(before) or any(a is not b for a, b in zip(state, before, strict=True)):
+                    state.clear()
+                    state.extend(before)
             elif _differs(state, before):
                 state.clear()
                 state.update(before)
+        for slot, held in self._slots:
+            if slot.get() is not held:
+                slot.set(held)
 
 
 def to_device(result: Any, device: torch.device) -> Any:
@@ -179,16 +204,16 @@ def to_device(result: Any, device: torch.device) -> Any:
 
 
 def first_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device | None:
-    """Where the first tensor is that came by plain containers; None when none did."""
-    found: list[torch.device] = []
+    """Where the first tensor is that came by plain containers, else the first that an object holds; else None."""
+    plain: list[torch.device] = []
+    held: list[torch.device] = []
 
-    def visit(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
-        if plain:
-            found.append(tensor.device)
+    def visit(tensor: torch.Tensor, is_plain: bool) -> torch.Tensor:
+        (plain if is_plain else held).append(tensor.device)
         return tensor
 
     Exchange(visit, copies=False)((*args, *kwargs.values()))
-    return found[0] if found else None
+    return next(iter(plain + held), None)
 
 
 def _differs(state: Any, before: Any) -> bool:
@@ -201,14 +226,21 @@ def _held(value: Any) -> Iterable[tuple[Slot, Any]]:
     """The places of a container or an object, with what they hold."""
     if isinstance(value, tuple):
         return [(Slot(value, i), item) for i, item in enumerate(value)]
-    if isinstance(value, list):
+    if isinstance(value, (list, deque)):
         return [] if _is_data(value) else [(Slot(value, i), item) for i, item in enumerate(value)]
     if isinstance(value, dict):
         return [(Slot(value, key), item) for key, item in value.items()]
     if hasattr(value, "__dict__"):
         return [(Slot(value, key), item) for key, item in vars(value).items()]
-    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+    slots = [name for cls in type(value).__mro__ for name in _slot_names(cls)]
     return [(Slot(value, key), getattr(value, key)) for key in slots if hasattr(value, key)]
+
+
+def _slot_names(cls: type) -> list[str]:
+    names = cls.__dict__.get("__slots__", ())
+    listed = [names] if isinstance(names, str) else list(names)
+    private = [n for n in listed if n.startswith("__") and not n.endswith("__")]
+    return [f"_{cls.__name__.lstrip('_')}{n}" if n in private else n for n in listed]
 
 
 def _is_atom(value: Any) -> bool:
@@ -219,7 +251,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (list, dict)) or dataclasses.is_dataclass(value)
 
 
-def _is_data(value: list[Any]) -> bool:
+def _is_data(value: list[Any] | deque[Any]) -> bool:
     return len(value) > _LONG and isinstance(value[0], _ATOMS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -241,8 +242,10 @@ def apply_captured(
             "(names, shapes or dtypes of the weights differ); plan again"
         )
     place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
-    install_parts(model, plan, captured)
-    install(model, SplitState(Caller(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned), plan))
+    lock = threading.RLock()
+    install_parts(model, plan, captured, lock)
+    caller = Caller(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
+    install(model, SplitState(caller, plan))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
         wrapped.plan = plan  # type: ignore[assignment]  # the same attribute as on a split module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +25,8 @@ from autosplit.placement import Plan
 from autosplit.program import Program, closed_on_error
 from autosplit.runtime import note_graph_module, unsplit_class
 
+Lock = Any  # what threading.RLock makes; it has no type of its own
+
 
 class Caller:
     """Calls one module by one plan; every later shape or mode is captured anew and placed by the same plan.
@@ -38,6 +41,7 @@ class Caller:
         is_graph: calls are captured; else they run in plain Python.
         is_pinned: a call that cannot be captured is an error.
         told: what was warned of already, shared by the parts of a model.
+        lock: shared by the parts of a model.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Caller:
         is_graph: bool = True,
         is_pinned: bool = False,
         told: set[str] | None = None,
+        lock: Lock | None = None,
     ) -> None:
         self._plan = plan
         self._frontend = frontend
@@ -57,16 +62,22 @@ class Caller:
         self._is_graph = is_graph
         self._is_pinned = is_pinned
         self._names = names or {}
+        self._lock = lock or threading.RLock()
         self._told: set[str] = set() if told is None else told
         self._uncaptured: set[tuple[bool, bool]] = set()  # (training, gradients on) of calls that were not captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
         copied = copy.copy(self)
         copied._frontend, copied._uncaptured = None, set()  # the copy captures for itself
+        copied._lock = memo.setdefault(id(self._lock), threading.RLock())  # one for all parts of the copied model
         return copied
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call ``model``."""
+        """Call ``model``; one thread at a time, as its parts swap weights that the others read."""
+        with self._lock:
+            return self._call(model, args, kwargs)
+
+    def _call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = (model.training, torch.is_grad_enabled())
         if not self._is_graph or mode in self._uncaptured:
             return self._in_python(model, args, kwargs)
@@ -99,7 +110,7 @@ class Caller:
         return result if self._path or device is None else to_device(result, device)
 
 
-def install_parts(model: nn.Module, plan: Plan, captured: Captured | None) -> None:
+def install_parts(model: nn.Module, plan: Plan, captured: Captured | None, lock: Lock) -> None:
     """Give the submodules that are called by themselves forwards that run where their weights are.
 
     Parts that are graphs of their own are called from the model's own Python; any other submodule may be called by the
@@ -118,10 +129,25 @@ def install_parts(model: nn.Module, plan: Plan, captured: Captured | None) -> No
         if path in plan.parts or len(devices) > 1:
             frontend = captured.parts.get(path) if captured is not None else None
             names = part_names(model, module)
-            add_part(module, Caller(plan, frontend, path=path, names=names, is_graph=is_graph, told=told))
+            add_part(module, Caller(plan, frontend, path=path, names=names, is_graph=is_graph, told=told, lock=lock))
         elif devices and not _is_within(path, units):
             units.append(path)
-            add_part(module, call_unit)
+            add_part(module, _Locked(lock))
+
+
+class _Locked:
+    """Calls a unit, one thread at a time with the rest of its model."""
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Locked:
+        return _Locked(memo.setdefault(id(self._lock), threading.RLock()))
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call ``module``."""
+        with self._lock:
+            return call_unit(module, args, kwargs)
 
 
 def _callers_level() -> int:

@@ -12,6 +12,7 @@ import re
 import threading
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -166,9 +167,11 @@ class Frontend:
     def _as_written(self) -> Iterator[None]:
         """The model as the user wrote it and whole, so that what was captured once holds before and after a split."""
         current = type(self.model)
-        self.model.__class__ = self.written
-        outside = [(m, forward) for m, forward in self.inner if m.__dict__.pop("forward", None) is not None]
+        outside = [(module, forward) for module, forward in self.inner if "forward" in module.__dict__]
         try:
+            self.model.__class__ = self.written
+            for module, _ in outside:
+                del module.__dict__["forward"]
             with self._stand_ins.swapped(keep=not self._capturing):
                 yield
         finally:
@@ -247,8 +250,8 @@ def snapshot(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     """Everything in Python that a call of ``model`` may change: arguments, attributes, and the globals of its code."""
     codes = {type(module).forward for module in model.modules() if hasattr(type(module).forward, "__globals__")}
     spaces = {id(code.__globals__): code.__globals__ for code in codes}
-    kept = [value for space in spaces.values() for value in space.values() if type(value) in (list, dict, set)]
-    return Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())], shallow=kept)
+    kept = [value for space in spaces.values() for value in space.values() if type(value) in (list, dict, set, deque)]
+    return Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())], kept, spaces.values())
 
 
 def refuse_iterators(model: nn.Module, result: Any) -> None:

@@ -33,7 +33,7 @@ from autosplit.capture.standins import StandIns, fake_stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.holders import Exchange
-from autosplit.program import RECORDED, Input, Program, Spec, written_tensors
+from autosplit.program import RECORDED, Input, Program, Recorded, Spec, tensor_leaves, written_tensors
 
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"),
@@ -210,17 +210,35 @@ class _WriteError(Exception):
 
 
 class _ReadOnly(TorchDispatchMode):
-    """Stops an operator that would write to a parameter of ``model``."""
+    """Stops an operator that would write to a parameter of ``model``, and undoes what is written to other tensors.
+
+    Those are tensors that were there before the run: a counter kept on an attribute, say.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self._born: set[int] = set()  # storages made inside, or written before; none that was there can take their ids
+        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        written = written_tensors(func, args, kwargs or {}) if hasattr(func, "_schema") else ()
-        if any(tensor.untyped_storage()._cdata in self._storages for tensor in written):
-            raise _WriteError
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        for tensor in written_tensors(func, args, kwargs) if hasattr(func, "_schema") else ():
+            storage = tensor.untyped_storage()._cdata
+            if storage in self._storages:
+                raise _WriteError
+            if storage not in self._born:
+                self._born.add(storage)
+                self._before.append((tensor, tensor.detach().clone()))
+        result = func(*args, **kwargs)
+        self._born |= {tensor.untyped_storage()._cdata for tensor in tensor_leaves(result)}
+        return result
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with torch.no_grad():
+            for tensor, was in self._before:
+                tensor.copy_(was)
 
 
 class _Recorder(TorchFunctionMode):
@@ -273,7 +291,9 @@ class _Recorder(TorchFunctionMode):
         held: list[fx.Node] = []
 
         def visit(tensor: torch.Tensor, is_plain: bool) -> torch.Tensor:
-            (plain if is_plain else held).append(self._node(tensor))
+            node = self._node(tensor)
+            if node.op != "placeholder":  # a weight or an input as it is stays where it is
+                (plain if is_plain else held).append(node)
             return tensor
 
         self._note_grad_mode()
@@ -303,6 +323,9 @@ class _Recorder(TorchFunctionMode):
 
     def _note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         self._note_grad_mode()
+        if func is torch.autograd.grad:  # what it differentiates by is gone when a copy is made of it
+            func, args, kwargs = Recorded(func, _specs(result)), tuple(_tensors((args, kwargs))), {}
+        kwargs = {key: value for key, value in kwargs.items() if not isinstance(value, torch.Generator)}
         op, target, args = _target(func, args)
         given = _map((args, kwargs), self._argument)
         if not _is_simple(given):
@@ -311,7 +334,7 @@ class _Recorder(TorchFunctionMode):
         node = self._graph.create_node(op, target, *given)
         path = self._path[-1]
         node.meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
-        node.meta[RECORDED] = pytree.tree_map_only(torch.Tensor, Spec.of, result)
+        node.meta[RECORDED] = _specs(result)
         self._know(result, node)
 
     def _note_grad_mode(self) -> None:
@@ -380,6 +403,10 @@ def _names(
     """The parameter of forward that each tensor came in by."""
     bound = inspect.signature(types.MethodType(written.forward, model)).bind(*args, **kwargs)
     return {id(value): name for name, value in bound.arguments.items() if isinstance(value, torch.Tensor)}
+
+
+def _specs(result: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, Spec.of, result)
 
 
 def _is_noted(func: Callable[..., Any], result: Any) -> bool:

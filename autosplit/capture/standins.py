@@ -52,9 +52,9 @@ class StandIns:
             self._make()
         held, made = self._held, self._made
         self.real = {id(made[id(tensor)]): tensor for tensor in held}
-        for (tensors, key), tensor in zip(self._slots, held, strict=True):
-            tensors[key] = made[id(tensor)]
         try:
+            for (tensors, key), tensor in zip(self._slots, held, strict=True):
+                tensors[key] = made[id(tensor)]
             yield
         finally:
             for (tensors, key), tensor in zip(self._slots, held, strict=True):
@@ -138,6 +138,7 @@ class Arguments:
         self._make = make
         self._made = dict(known)
         self._own: list[torch.Tensor] = []
+        self._given = [list(args), dict(kwargs)]
         self._exchange = Exchange(self._swap, copies=True)
         self.args = tuple(self._exchange(value) for value in args)
         self.kwargs = {key: self._exchange(value) for key, value in kwargs.items()}
@@ -150,15 +151,23 @@ class Arguments:
         """Put the real tensors back, also where the model kept an input; ``result`` with the real tensors in it."""
         self.args, self.kwargs = (), {}
         self._exchange.put_back(self._real)
-        originals = self._exchange.originals()
+        self._originals, self._copies = self._exchange.originals(), self._exchange.copied()
         del self._exchange
-        if isinstance(result, torch.Tensor):
-            result = self._real.get(id(result), result)
-        else:
-            result = Exchange(self._restored, copies=False)(originals.get(id(result), result))
-        if any(sys.getrefcount(tensor) > _UNSHARED for tensor in self._own):
+        is_one = isinstance(result, torch.Tensor)
+        result = self._real.get(id(result), result) if is_one else self._undo()(result)
+        if self._is_kept():
             self._clean()
+        self._originals, self._copies, self._given = {}, [], []
         return result
+
+    def _undo(self) -> Exchange:
+        return Exchange(self._restored, copies=False, known=self._originals)
+
+    def _is_kept(self) -> bool:
+        """Whether something still holds a stand-in, or our copy of a list or dict."""
+        if any(sys.getrefcount(copied) > _UNSHARED - 1 for copied in self._copies):
+            return True
+        return any(sys.getrefcount(tensor) > _UNSHARED for tensor in self._own)
 
     def disarm(self) -> None:
         """As StandIns.disarm, for the inputs."""
@@ -166,14 +175,19 @@ class Arguments:
             made.data = torch.empty(0, dtype=made.dtype)
 
     def _clean(self) -> None:
-        """Put the real input wherever forward kept its stand-in: in an attribute of a module, or in a list there."""
-        exchange = Exchange(self._restored, copies=False)
+        """Put the real input, and the caller's own list, wherever forward kept ours: in arguments and attributes."""
+        undo = self._undo()
+        undo(self._given)
         for module in self._model.modules():
             for key, value in list(vars(module).items()):
                 if key not in _WEIGHTS:
-                    restored = exchange(value)
+                    restored = undo(value)
                     if restored is not value:
                         module.__dict__[key] = restored
+        for made in self._own:
+            real = self._real[id(made)]
+            if sys.getrefcount(made) > _UNSHARED + 1 and torch._has_compatible_shallow_copy_type(made, real):
+                made.data = real.detach()  # held where we do not look: it must not read memory that is not there
 
     def _swap(self, tensor: torch.Tensor, plain: bool) -> torch.Tensor:
         if plain and self.device is None:

@@ -24,7 +24,7 @@ from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_
 from autosplit.program.groups import stay_together
 from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
 from autosplit.program.reads import Value, read_values
-from autosplit.program.recorded import RECORDED
+from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import closed_on_error, functorch_regions
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "InputKind",
     "Leaf",
     "Program",
+    "Recorded",
     "Spec",
     "Value",
     "call_on_fakes",

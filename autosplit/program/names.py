@@ -10,6 +10,7 @@ from torch import fx
 from autosplit.program.facts import Input
 
 _CONTROL_WORDS = ("autocast", "_set_grad_enabled", "inference_mode", "_saved_tensors_hooks", "_functorch")
+_DICT = re.compile(r"\.__dict__\[['\"]_modules['\"]\]")
 _FRAME = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
 _STEP = re.compile(r"\._modules\[(?P<q>['\"])(?P<name>.*?)(?P=q)\]|\[(?P<q2>['\"]?)(?P<item>.*?)(?P=q2)\]")
 
@@ -39,6 +40,7 @@ def module_path(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(next(reversed(stack.values()))[0]).removeprefix("L['self']")
+    path = _DICT.sub("._modules", path)  # how Dynamo writes it for a module whose attributes forward sets
     return _STEP.sub(lambda m: "." + (m["name"] or m["item"] or ""), path).removeprefix(".")
 
 
