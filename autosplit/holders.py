@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,11 +196,17 @@ class Snapshot:
                 slot.set(held)
 
 
-def to_device(result: Any, device: torch.device) -> Any:
-    """The nested result with its tensors on ``device``; what an object such as a KV cache holds stays in its place."""
-    if isinstance(result, torch.Tensor):
-        return result if result.device == device else result.to(device)
-    return Exchange(lambda t, plain: t.to(device) if plain and t.device != device else t, copies=False)(result)
+def to_device(result: Any, device: torch.device, stay: Collection[int] = ()) -> Any:
+    """The nested result with its tensors on ``device``.
+
+    What an object such as a KV cache holds stays in its place; so do parameters, and tensors whose id is in ``stay``.
+    """
+
+    def visit(tensor: torch.Tensor, plain: bool) -> torch.Tensor:
+        stays = not plain or isinstance(tensor, nn.Parameter) or id(tensor) in stay
+        return tensor if stays or tensor.device == device else tensor.to(device)
+
+    return visit(result, True) if isinstance(result, torch.Tensor) else Exchange(visit, copies=False)(result)
 
 
 def first_device(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device | None:

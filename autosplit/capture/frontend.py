@@ -141,10 +141,9 @@ class Frontend:
                 raise
             changed = given.changed() if self._capturing else set()
             self._objects = given.objects
-            result = given.finish(result)
-        if self._capturing or self.is_part:
-            return result, changed
-        return to_device(result, self._device), changed
+            if not self._capturing and not self.is_part:
+                result = to_device(result, self._device, stay=self._stand_ins.real)
+            return given.finish(result), changed
 
     def _complete(self, program: Program, result: Any, changed: set[int]) -> Program:
         """Note what only the end of the call shows: which outputs the caller gets, and which inputs are state."""

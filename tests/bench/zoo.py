@@ -32,8 +32,8 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from zoo import ENTRIES, Entry
-from zoo.compare import CHECKS, Comparison, Verdict, compare
+from zoo_models import ENTRIES, Entry
+from zoo_models.compare import CHECKS, Comparison, Verdict, compare
 
 WIDTH = 400
 """Most characters of a reason."""

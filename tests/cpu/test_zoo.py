@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from zoo import ENTRIES
-from zoo.compare import compare
+from zoo_models import ENTRIES
+from zoo_models.compare import compare
 
 SAMPLE = [
     "gpt2",

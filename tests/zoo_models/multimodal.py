@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.decoders import COMMON, TOKENS
-from zoo.entry import Entry, Inputs, ids, pretrained
+from zoo_models.decoders import COMMON, TOKENS
+from zoo_models.entry import Entry, Inputs, ids, pretrained
 
 IMAGE = 90
 """The token that stands for a patch of a picture."""

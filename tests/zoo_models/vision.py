@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.entry import Entry, Inputs, pretrained
+from zoo_models.entry import Entry, Inputs, pretrained
 
 VIT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,

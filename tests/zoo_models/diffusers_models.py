@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.decoders import COMMON, batch, prompt
-from zoo.entry import Entry, Inputs, pretrained
+from zoo_models.decoders import COMMON, batch, prompt
+from zoo_models.entry import Entry, Inputs, pretrained
 
 TEXT = 32
 

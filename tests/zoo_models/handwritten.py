@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.entry import Entry, Inputs, ids
-from zoo.torch_nn import W, sequence
+from zoo_models.entry import Entry, Inputs, ids
+from zoo_models.torch_nn import W, sequence
 
 
 def linears(count: int) -> nn.ModuleList:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from zoo.decoders import batch
-from zoo.entry import Entry, Inputs, ids, pretrained
+from zoo_models.decoders import batch
+from zoo_models.entry import Entry, Inputs, ids, pretrained
 
 COMMON = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

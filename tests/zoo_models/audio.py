@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from zoo.decoders import TOKENS
-from zoo.entry import Entry, Inputs, ids, pretrained
-from zoo.seq2seq import BART
+from zoo_models.decoders import TOKENS
+from zoo_models.entry import Entry, Inputs, ids, pretrained
+from zoo_models.seq2seq import BART
 
 WAVES = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

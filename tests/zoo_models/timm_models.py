@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.entry import Entry, Inputs
+from zoo_models.entry import Entry, Inputs
 
 
 def _pictures(side: int) -> Any:

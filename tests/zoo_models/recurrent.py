@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.decoders import COMMON, TOKENS, decoder
+from zoo_models.decoders import COMMON, TOKENS, decoder
 
 SPACE = TOKENS | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 ROPE = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8}

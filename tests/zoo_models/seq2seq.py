@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from zoo.decoders import TOKENS
-from zoo.entry import Entry, Inputs, ids, pretrained
+from zoo_models.decoders import TOKENS
+from zoo_models.entry import Entry, Inputs, ids, pretrained
 
 BART = TOKENS | {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,

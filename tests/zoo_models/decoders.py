@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zoo.entry import Entry, Inputs, ids, pretrained
+from zoo_models.entry import Entry, Inputs, ids, pretrained
 
 TOKENS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 COMMON = TOKENS | {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.entry import Entry, Inputs, ids
+from zoo_models.entry import Entry, Inputs, ids
 
 W = 32
 

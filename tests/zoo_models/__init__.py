@@ -5,7 +5,7 @@ Nothing is downloaded. What comes from a library that is not installed is in the
 
 from __future__ import annotations
 
-from zoo import (
+from zoo_models import (
     audio,
     decoders,
     diffusers_models,
@@ -18,7 +18,7 @@ from zoo import (
     torch_nn,
     vision,
 )
-from zoo.entry import Entry, Inputs, loss_of, tensors
+from zoo_models.entry import Entry, Inputs, loss_of, tensors
 
 __all__ = ["ENTRIES", "Entry", "Inputs", "loss_of", "tensors"]
 

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 import autosplit
 from autosplit import sim
 from autosplit.errors import AutosplitError
-from zoo.entry import Entry, Inputs, tensors
+from zoo_models.entry import Entry, Inputs, tensors
 
 STEPS = 3
 RATE = 1e-3
