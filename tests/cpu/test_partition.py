@@ -283,9 +283,8 @@ def test_a_cluster_of_virtual_devices_is_taken_as_it_is(cluster) -> None:
 
 
 def test_the_models_own_error_is_named() -> None:
-    with pytest.raises(
-        autosplit.CaptureError, match=r"raised RuntimeError: mat1 and mat2 shapes cannot be multiplied .* at .*test_partition.py:\d+"
-    ):
+    said = r"raised RuntimeError: mat1 and mat2 shapes cannot be multiplied .* at .*test_partition\.py:\d+"
+    with pytest.raises(autosplit.CaptureError, match=said):
         autosplit.plan(ReadsItsSizes(), "1x1GiB", (torch.ones(4, 6, 7),))
 
 
