@@ -3,7 +3,8 @@
 standins  tensors of the same form without memory, for Dynamo to trace with
 dynamo    how Dynamo is called
 frontend  one forward as one graph, at any shape and in any mode
-record    one run in plain Python, written down
+recorder  writes down every torch call, and which module made it
+record    one run in plain Python, on fake tensors or on data
 lazy      weights that get their shapes from the first call
 ladder    one graph; several; what no graph can hold; module by module
 """

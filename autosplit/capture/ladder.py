@@ -11,7 +11,8 @@ from torch import nn
 
 from autosplit.capture.dynamo import quiet
 from autosplit.capture.frontend import CAPTURE_LOCK, Frontend, check_arguments, in_mode, part_names, without_parts
-from autosplit.capture.record import Call, ForwardError, Record, record
+from autosplit.capture.record import ForwardError, Record, record
+from autosplit.capture.recorder import Call
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.placement import Rung
