@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import itertools
 import logging
 import re
@@ -19,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from autosplit.errors import AutosplitError, CaptureError
 
 _RECOMPILE_LIMIT = 64
+_COLLECT = (20_000, 20, 20)
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
 _LOUD = ("torch._subclasses.fake_tensor", "torch._dynamo.exc", "torch.fx.experimental.symbolic_shapes")
 _RAISED = re.compile(r"got (\w+\(.*\))")  # how Dynamo quotes what an operator raised
@@ -32,7 +34,7 @@ _serial = itertools.count()
 
 
 def compile_entry(backend: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled function of (model, forward, args, kwargs) that calls ``backend`` for the one graph of a call.
+    """A compiled function that calls ``backend`` for the one graph of a call; it takes what ``_entry`` takes.
 
     Dynamo keeps its caches and its memory of dynamic sizes by code object, and what it compiled in the globals: each
     entry has code and globals of its own, which go with it, and no other compiled function sees them.
@@ -50,12 +52,30 @@ def dynamo_settings() -> AbstractContextManager[Any]:
     patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
         allow_rnn=True,
         allow_unspec_int_on_nn_module=True,
-        skip_nnmodule_hook_guards=False,
+        side_effect_replay_policy="silent",  # else it formats a traceback for each
+        skip_nnmodule_hook_guards=True,  # hooks.py watches
         specialize_float=True,
         recompile_limit=_RECOMPILE_LIMIT,
         ignore_logging_functions=ignored,
     )
     return patch
+
+
+def guard_empty_hooks() -> None:
+    """Have the graph that is being compiled guard every dictionary of hooks. Within ``dynamo_settings``."""
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+
+
+@contextmanager
+def fewer_collections() -> Iterator[None]:
+    """The garbage collector looks less often: a capture makes millions of objects and drops few of them."""
+    before = gc.get_threshold()
+    if before[0]:  # 0 is off, and stays so
+        gc.set_threshold(*map(max, before, _COLLECT))
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextmanager
@@ -88,7 +108,9 @@ def as_capture_error(model: nn.Module, *, capturing: bool) -> Iterator[None]:
         raise
 
 
-def _entry(self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+def _entry(hooks: str, self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    if hooks:  # read, so that Dynamo captures again when they are elsewhere
+        pass
     return forward(self, *args, **kwargs)
 
 

@@ -21,7 +21,15 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from autosplit.capture.dynamo import as_capture_error, compile_entry, dynamo_settings, quiet
+from autosplit.capture.dynamo import (
+    as_capture_error,
+    compile_entry,
+    dynamo_settings,
+    fewer_collections,
+    guard_empty_hooks,
+    quiet,
+)
+from autosplit.capture.hooks import HookWatch
 from autosplit.capture.standins import StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
@@ -78,6 +86,7 @@ class Frontend:
         self._kept: list[Any] = []  # outputs without data, while their ids are looked up
         self._device = torch.device("cpu")  # where the caller's tensors are
         self._stand_ins = StandIns(model, names)
+        self._hooks = HookWatch(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
         self._compiled = compile_entry(_backend_of(self))
 
@@ -109,7 +118,7 @@ class Frontend:
         """
         check_arguments(self.model, self._forward, args, kwargs)
         flags = in_mode(self.model, mode) if not self.is_part else nullcontext()
-        with CAPTURE_LOCK, self._lock, flags, without_parts(self.model), quiet():
+        with CAPTURE_LOCK, self._lock, flags, without_parts(self.model), quiet(), fewer_collections():
             before = snapshot(self.model, args, kwargs)
             self._capturing, self._captured = True, None
             try:
@@ -133,7 +142,7 @@ class Frontend:
             self._device = given.device or torch.device("cpu")
             try:
                 with self._autocast():
-                    result = self._compiled(self.model, self._forward, given.args, given.kwargs)
+                    result = self._compiled(self._hooks.places(), self.model, self._forward, given.args, given.kwargs)
             except BaseException:
                 given.finish()
                 given.disarm()
@@ -194,6 +203,8 @@ class Frontend:
     def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
         """What Dynamo calls for a graph that it captured. It outlives the model: so only a weak reference here."""
         mode: Mode = "train" if torch.is_grad_enabled() else "infer"
+        if not self._hooks.sees_all(graph_module.graph):
+            guard_empty_hooks()
         placeholders = graph_module.graph.find_nodes(op="placeholder")
         self._examples = [_example(node) for node in placeholders]
         inputs = [self._input(node, example) for node, example in zip(placeholders, self._examples, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,32 +49,36 @@ class _Effects(TorchDispatchMode):
         self.alive += outputs
         if not hasattr(func, "_schema"):
             return result
-        known = {_storage(t) for t in tensor_leaves((args, kwargs))}
-        for tensor in outputs:
-            if _storage(tensor) not in known:
-                self.allocated[_storage(tensor)] = _storage_bytes(tensor)
-        self.written |= {_storage(t) for t in written_tensors(func, args, kwargs)}
-        self._count(func, args, kwargs, result)
+        with torch._C.DisableTorchFunction():  # the forms of an accelerator are for what the graph calls
+            inputs = tensor_leaves((args, kwargs))
+            known = {_storage(t) for t in inputs}
+            for tensor in outputs:
+                if _storage(tensor) not in known:
+                    self.allocated[_storage(tensor)] = _storage_bytes(tensor)
+            self.written |= {_storage(t) for t in written_tensors(func, args, kwargs)}
+            if not func.is_view:
+                self.moved_bytes += sum(map(_size_bytes, inputs)) + sum(map(_size_bytes, outputs))
+                formula = flop_registry.get(func.overloadpacket)
+                self.flops += int(formula(*args, **kwargs, out_val=result)) if formula is not None else 0
         return result
-
-    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        if func.is_view:
-            return
-        self.moved_bytes += sum(_size_bytes(t) for t in tensor_leaves((args, kwargs, result)))
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += int(formula(*args, **kwargs, out_val=result))
 
 
 def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
     """The tensors that a call of an operator writes in place."""
+    for position, name in _written_arguments(func):
+        yield from tensor_leaves(kwargs.get(name, args[position] if position < len(args) else None))
+
+
+@cache
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """Place and name of each argument that an operator writes."""
     schema = func._schema
-    hidden = "batch_norm" in schema.name or "instance_norm" in schema.name
-    for position, argument in enumerate(schema.arguments):
-        value = kwargs.get(argument.name, args[position] if position < len(args) else None)
-        declared = argument.alias_info is not None and argument.alias_info.is_write
-        if declared or (hidden and argument.name in _RUNNING_STATS):
-            yield from tensor_leaves(value)
+    hidden = _RUNNING_STATS if "batch_norm" in schema.name or "instance_norm" in schema.name else ()
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(schema.arguments)
+        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in hidden
+    )
 
 
 class _Analysis(fx.Interpreter):
@@ -86,12 +91,13 @@ class _Analysis(fx.Interpreter):
         self.effects = _Effects()
         self.saved: dict[int, int] = {}
         self.ids: dict[int, int] = {}
+        self.forms = AcceleratorForms()
 
     def run_node(self, n: fx.Node) -> Any:
         self.effects.clear()
         self.saved = {}
         differentiable = [a for a in n.all_input_nodes if self._differentiable(a)]
-        with self.effects, self._saved_tensors(n):
+        with self.effects, self._saved_tensors(n), self.forms:
             result = self._run(n)
         self.facts[n] = self._facts(result, frozenset(differentiable))
         return result
@@ -154,7 +160,7 @@ def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -
     """Run the graph once on fake tensors on the logical CPU, gradients on in "train", and note what each node does."""
     analysis = _Analysis(graph_module)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    with closed_on_error(), fakes, AcceleratorForms(), torch.set_grad_enabled(mode == "train"):
+    with closed_on_error(), fakes, torch.set_grad_enabled(mode == "train"):
         analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
     return analysis.facts
 

@@ -9,6 +9,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+_NO_TENSORS = (int, float, bool, str, type(None), torch.dtype, torch.device)
+
 InputKind = Literal["parameter", "buffer", "input", "state", "constant", "size"]
 
 
@@ -95,7 +97,24 @@ class Facts:
 
 def tensor_leaves(value: Any) -> list[torch.Tensor]:
     """The tensors in a nested value."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    _add_leaves(value, found)
+    return found
+
+
+def _add_leaves(value: Any, found: list[torch.Tensor]) -> None:
+    """The commonest containers by hand: pytree takes ten times as long."""
+    kind = type(value)
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif kind in (tuple, list):
+        for item in value:
+            _add_leaves(item, found)
+    elif kind is dict:
+        for item in value.values():
+            _add_leaves(item, found)
+    elif kind not in _NO_TENSORS:
+        found += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _hint(size: Any) -> int:

@@ -399,6 +399,25 @@ def test_hooks_and_dtypes_changed_later_are_seen(cluster) -> None:
     assert split(x.double())[1].dtype == torch.float64
 
 
+def test_hooks_on_one_module_after_another_are_seen(cluster) -> None:
+    unsplit, split = odd_pair(lambda m, x: m.c * m.b(m.a(x)), x34())
+    x = x34()
+    split(x)
+    for name in ("a", "b", "", "a"):
+        for model in (unsplit, split):
+            model.get_submodule(name).register_forward_hook(lambda module, args, out: out * 10)
+        assert torch.equal(unsplit(x).cpu(), split(x).cpu())
+
+
+def test_a_hook_on_a_module_that_only_a_list_holds_is_seen(cluster) -> None:
+    rest = [nn.Tanh()]
+    unsplit, split = odd_pair(lambda m, x: m.b(rest[0](m.a(x))), x34())
+    x = x34()
+    split(x)
+    rest[0].register_forward_hook(lambda module, args, out: out * 10)
+    assert torch.equal(unsplit(x).cpu(), split(x).cpu())
+
+
 def test_outputs_return_to_the_inputs_and_not_to_a_tables_device(cluster) -> None:
     _, split = odd_pair(lambda m, x: m.table.to(x.device) + m.b(m.a(x)), x34())
     assert str(split(x34()).device) == "sim:0"
