@@ -1,11 +1,13 @@
 """Program -> CostGraph: what each node costs, and which tensors pass between nodes.
 
-Times are a roofline estimate (Williams et al. 2009): launch + max(flops / rate, bytes / bandwidth); the backward is
-taken as twice the forward. They are marked as estimated in every plan.
+Times are measured where a profile has them. Else they are a roofline estimate (Williams et al. 2009): launch +
+max(flops / rate, bytes / bandwidth), the backward taken as twice the forward; where other operations of that kind of
+device were measured, times what these took over their own estimates, by operator.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +18,9 @@ from autosplit.graph import CostGraph, Node, Tensor, TensorKind
 from autosplit.program import Input, Program, Value, module_path, operator_name
 
 BACKWARD_FORWARD_RATIO = 2
+
+Times = Mapping[str, tuple[int, int]]
+"""Measured forward and backward ns by node name."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +42,72 @@ class _Flow:
     is_output: bool = False
 
 
-def build_graph(program: Program, devices: Iterable[Device], optimizer: OptimizerCost | None = None) -> CostGraph:
+def build_graph(
+    program: Program,
+    devices: Iterable[Device],
+    optimizer: OptimizerCost | None = None,
+    times: Mapping[str, Times] | None = None,
+) -> CostGraph:
     """The cost graph of ``program`` for the kinds of ``devices``.
 
     Args:
         program: a captured program.
-        devices: one time is estimated for each distinct kind.
+        devices: one time is found for each distinct kind.
         optimizer: what training keeps for each parameter; None costs a step without one.
+        times: what was measured, by kind of device.
     """
-    kinds = {device.kind: device for device in devices}
     groups = _group_names(program)
-    nodes = [_node(program, node, kinds, groups.get(node)) for node in program.nodes]
+    measured = times or {}
+    clocks = {device.kind: _Clock(program, device, measured.get(device.kind, {})) for device in devices}
+    nodes = [_node(program, node, clocks, groups.get(node)) for node in program.nodes]
     flows = _collect(program)
     useful = _useful(program)
     tensors = [_tensor(program, flow, useful, optimizer) for flow in flows.values()]
     return CostGraph(nodes, tensors + _hidden(program), program.mode)
 
 
-def _node(program: Program, node: fx.Node, kinds: Mapping[str, Device], group: str | None) -> Node:
+class _Clock:
+    """Forward and backward ns of each node on one kind of device."""
+
+    def __init__(self, program: Program, device: Device, times: Times) -> None:
+        self._program, self._device, self._times = program, device, times
+        self._factors = self._by_operator()
+
+    def __call__(self, node: fx.Node) -> tuple[int, int]:
+        measured = self._times.get(self._program.names[node])
+        if measured is not None:
+            return measured
+        estimate = self._estimate(node)
+        factors = self._factors.get(operator_name(node)) or self._factors.get("", (1.0, float(BACKWARD_FORWARD_RATIO)))
+        return round(estimate * factors[0]), round(estimate * factors[1])
+
+    def _estimate(self, node: fx.Node) -> int:
+        facts = self._program.facts[node]
+        return _roofline_ns(facts.flops, facts.moved_bytes, self._device)
+
+    def _by_operator(self) -> dict[str, tuple[float, float]]:
+        """Median of measured forward and backward over the estimate, by operator, and of all as ""."""
+        ratios: dict[str, list[tuple[float, float]]] = {}
+        for node in self._program.nodes:
+            measured, estimate = self._times.get(self._program.names[node]), self._estimate(node)
+            if measured is not None and estimate:
+                for key in ("", operator_name(node)):
+                    ratios.setdefault(key, []).append((measured[0] / estimate, measured[1] / estimate))
+        return {
+            key: (statistics.median(f for f, _ in found), statistics.median(b for _, b in found))
+            for key, found in ratios.items()
+        }
+
+
+def _node(program: Program, node: fx.Node, clocks: Mapping[str, _Clock], group: str | None) -> Node:
     facts = program.facts[node]
-    forward = {kind: _roofline_ns(facts.flops, facts.moved_bytes, device) for kind, device in kinds.items()}
+    times = {kind: clock(node) for kind, clock in clocks.items()}
     return Node(
         name=program.names[node],
         op=operator_name(node),
         module=module_path(node),
-        forward_ns=forward,
-        backward_ns={kind: BACKWARD_FORWARD_RATIO * ns for kind, ns in forward.items()},
+        forward_ns={kind: forward for kind, (forward, _) in times.items()},
+        backward_ns={kind: backward for kind, (_, backward) in times.items()},
         group=group,
         workspace_bytes=facts.workspace_bytes,
     )

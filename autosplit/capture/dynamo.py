@@ -8,6 +8,7 @@ import itertools
 import logging
 import re
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from autosplit.errors import AutosplitError, CaptureError
@@ -33,15 +35,17 @@ _REFUSALS = (
 _serial = itertools.count()
 
 
-def compile_entry(backend: Callable[..., Any]) -> Callable[..., Any]:
+def compile_entry(backend: Callable[..., Any], owner: object) -> Callable[..., Any]:
     """A compiled function that calls ``backend`` for the one graph of a call; it takes what ``_entry`` takes.
 
     Dynamo keeps its caches and its memory of dynamic sizes by code object, and what it compiled in the globals: each
-    entry has code and globals of its own, which go with it, and no other compiled function sees them.
+    entry has code and globals of its own, and no other compiled function sees them. They go with ``owner``, by our
+    hand: Dynamo maps what it compiled back to the code that it compiled from, and so keeps both for good.
     """
     code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
     entry = types.FunctionType(code, {"__name__": __name__, "__builtins__": builtins})
     compiled: Callable[..., Any] = torch.compile(entry, backend=backend, fullgraph=True)
+    weakref.finalize(owner, reset_code, code).atexit = False
     return compiled
 
 

@@ -88,7 +88,7 @@ class Frontend:
         self._stand_ins = StandIns(model, names)
         self._hooks = HookWatch(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
-        self._compiled = compile_entry(_backend_of(self))
+        self._compiled = compile_entry(_backend_of(self), owner=self)
 
     @property
     def is_part(self) -> bool:

@@ -18,7 +18,7 @@ from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.dependent import call_on_fakes
-from autosplit.program.facts import Facts, Input, Leaf, Spec, tensor_leaves
+from autosplit.program.facts import Facts, Input, Leaf, Spec, form_of, tensor_leaves
 from autosplit.program.names import is_control, operator_name, source_line
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import bare, closed_on_error
@@ -129,7 +129,7 @@ class _Analysis(fx.Interpreter):
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         self.saved[_storage(tensor)] = _storage_bytes(tensor)
         self.effects.alive.append(tensor)
-        return tensor
+        return tensor.detach()  # an output that its own step of autograd saves would keep itself alive for good
 
     def _facts(self, result: Any, differentiable: frozenset[fx.Node]) -> Facts:
         effects = self.effects
@@ -147,6 +147,7 @@ class _Analysis(fx.Interpreter):
             flops=effects.flops,
             moved_bytes=effects.moved_bytes,
             workspace_bytes=sum(gone),
+            form=form_of(result),
         )
 
     def _leaf(self, tensor: torch.Tensor) -> Leaf:
@@ -161,7 +162,11 @@ def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -
     analysis = _Analysis(graph_module)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     with closed_on_error(), fakes, torch.set_grad_enabled(mode == "train"):
-        analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
+        try:
+            analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
+        finally:  # autograd holds the analysis by its hooks, out of the collector's sight
+            analysis.env.clear()
+            analysis.effects.alive.clear()
     return analysis.facts
 
 

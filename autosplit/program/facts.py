@@ -82,6 +82,7 @@ class Facts:
         hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
         flops, moved_bytes: arithmetic and memory traffic of the forward, for a roofline.
         workspace_bytes: storages it allocates that do not outlive it.
+        form: its result, with a Spec in the place of each tensor.
     """
 
     leaves: tuple[Leaf, ...] = ()
@@ -93,6 +94,14 @@ class Facts:
     flops: int = 0
     moved_bytes: int = 0
     workspace_bytes: int = 0
+    form: Any = None
+
+
+def form_of(value: Any) -> Any:
+    """``value`` with a Spec in the place of each tensor."""
+    if isinstance(value, torch.Tensor):
+        return Spec.of(value)
+    return pytree.tree_map_only(torch.Tensor, Spec.of, value)
 
 
 def tensor_leaves(value: Any) -> list[torch.Tensor]:
