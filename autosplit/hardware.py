@@ -103,6 +103,11 @@ def _device(device: DeviceLike, memory_bytes: int | None = None) -> Device:
     return Device(name=name, kind=_kind(name), memory_bytes=memory_bytes or _free_bytes(name))
 
 
+def is_present(name: str) -> bool:
+    """Whether a device of that name is here, to run on."""
+    return name == "cpu" or name in _present()
+
+
 def _present() -> list[str]:
     """Names of the accelerators of this process."""
     kind = torch.accelerator.current_accelerator()

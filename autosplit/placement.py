@@ -16,6 +16,7 @@ from autosplit.units import format_bytes
 Strategy = Literal["single", "replicate", "split"]
 Objective = Literal["latency", "throughput", "memory"]
 Rung = Literal["graph", "graphs", "opaque", "modules"]
+TimeSource = Literal["estimated", "calibrated", "measured"]
 
 PLAN_FORMAT = 2
 MAX_PLAN_BYTES = 64 * 2**20
@@ -74,12 +75,16 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Predicted cost of one step under a plan, by device name, and where the times come from."""
+    """Predicted cost of one step under a plan, by device name, and where the times come from.
+
+    ``time_source``: "measured" for every operation on every kind of device, "calibrated" where only some were and the
+    estimates of the others follow them, "estimated" where none was.
+    """
 
     devices: dict[str, DevicePrediction]
     step_ns: int
     transfer_ns: int
-    time_source: Literal["estimated", "calibrated", "measured"] = "estimated"
+    time_source: TimeSource = "estimated"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autosplit import estimate
 from autosplit.api.problem import Candidate, Problem
+from autosplit.api.timing import Timed
 from autosplit.capture import Captured
 from autosplit.placement import DevicePrediction, Plan, Prediction, Strategy, check_plan
 from autosplit.runtime import weight_signature
@@ -69,7 +70,17 @@ def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
         },
         step_ns=step_ns,
         transfer_ns=step_ns - sum(busy.values()),
+        time_source=problem.timed.source,
     )
+
+
+def _how_timed(timed: Timed) -> list[str]:
+    said = {
+        "measured": "times: measured",
+        "calibrated": "times: roofline estimate, scaled by what was measured of the same operator",
+        "estimated": "times: roofline estimate, unmeasured; backward taken as 2 x forward",
+    }
+    return [f"{said[timed.source]}; devices work one at a time", *timed.notes]
 
 
 def _how_captured(captured: Captured) -> list[str]:
@@ -96,7 +107,7 @@ def _assumptions(problem: Problem) -> list[str]:
     ]
     said = [
         f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
-        "times: roofline estimate, unmeasured; backward taken as 2 x forward; devices work one at a time",
+        *_how_timed(problem.timed),
         "memory: what torch allocates; kernel workspaces and the device's context are not counted",
         *_how_captured(problem.captured),
     ]

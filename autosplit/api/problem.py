@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from autosplit import estimate
+from autosplit.api.timing import ProfileChoice, Timed, find_times
 from autosplit.capture import Captured
-from autosplit.costs import OptimizerCost, build_graph
+from autosplit.costs import OptimizerCost, Times, build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.graph import CostGraph, Mode
@@ -37,6 +38,7 @@ class Request:
     optimizer: OptimizerLike | None = None
     placement: Mapping[str, str] | None = None
     capture: Rung | None = None
+    profile: ProfileChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,19 @@ class Problem:
 
     @cached_property
     def graph(self) -> CostGraph:
-        """The cost graph."""
+        """The cost graph, with measured times where there are some."""
+        return self._graph({}) if not self.timed.times else self._graph(self.timed.times)
+
+    @cached_property
+    def timed(self) -> Timed:
+        """What was measured."""
+        if self.request.profile is False:
+            return Timed()
+        return find_times(self.program, self._graph({}), self.cluster, self.request.profile)
+
+    def _graph(self, times: Mapping[str, Times]) -> CostGraph:
         cost = None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
-        return build_graph(self.program, self.cluster.devices, cost)
+        return build_graph(self.program, self.cluster.devices, cost, times)
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:

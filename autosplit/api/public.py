@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from autosplit.api.planning import make_plan
 from autosplit.api.problem import ObjectiveChoice, Request, StrategyChoice
 from autosplit.api.running import Caller, install_parts
+from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
@@ -46,6 +47,7 @@ def plan(
     optimizer: OptimizerLike | None = None,
     placement: Mapping[str, str] | None = None,
     capture: CaptureChoice = "auto",
+    profile: ProfileChoice = "auto",
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving or running anything.
 
@@ -66,6 +68,10 @@ def plan(
         capture: "auto" takes the model as one graph, and what that cannot be as several, at last module by module;
             ``plan.capture`` and ``plan.assumptions`` say which and why. "graph", "graphs" and "opaque" refuse to
             fall lower; "modules" captures nothing.
+        profile: whether operations are measured. "auto" measures on accelerators that are present, and takes what is
+            known of other devices from earlier measurements; True measures on every device that is present (a CPU
+            with one thread); False estimates. What was measured is kept under $AUTOSPLIT_CACHE, else in the user's
+            folder for caches.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -80,7 +86,7 @@ def plan(
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture)
+    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture, profile)
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         raise PlanError(
@@ -120,6 +126,7 @@ def partition(
     optimizer: OptimizerLike | None = None,
     placement: Mapping[str, str] | None = None,
     capture: CaptureChoice = "auto",
+    profile: ProfileChoice = "auto",
     plan: Plan | None = None,
     verify: bool = False,
 ) -> nn.Module:
@@ -138,6 +145,7 @@ def partition(
         objective: as in plan.
         optimizer: as in plan.
         placement: as in plan.
+        profile: as in plan.
         capture: as in plan; "graph" also makes a later call that cannot be captured an error.
         plan: a plan made before; it is applied as it is, and only ``devices`` is looked at beside it.
         verify: compare with the unsplit model on the example inputs (it needs a second copy of the model).
@@ -156,7 +164,7 @@ def partition(
         if isinstance(plan, Plan):
             _check_devices(plan, cluster)
         return apply_captured(model, plan)
-    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture)
+    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, profile)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
     _check_inputs(args, kwargs)
@@ -182,6 +190,7 @@ class _Asked:
     optimizer: OptimizerLike | None
     placement: Mapping[str, str] | None
     capture: CaptureChoice
+    profile: ProfileChoice
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -189,6 +198,7 @@ class _Asked:
             ("strategy", self.strategy, get_args(StrategyChoice)),
             ("objective", self.objective, get_args(ObjectiveChoice)),
             ("capture", self.capture, ("auto", *get_args(Rung))),
+            ("profile", self.profile, ("auto", True, False)),
         ):
             if value not in known:
                 raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
@@ -204,6 +214,7 @@ class _Asked:
             self.optimizer,
             self.placement,
             None if self.capture == "auto" else self.capture,
+            self.profile,
         )
 
 

@@ -5,12 +5,13 @@ materials  tensors to run it on
 clock      events on CUDA, CPU time on a CPU
 alone      warm-up, repeats, median, noise
 walk       every operation of an emitted graph in its context
-whole      the whole graph, which the parts have to add up to
+passes     whole passes, with a mark after every operation
+task       which of these is done, for what
 store      what was measured before, on disk
 """
 
-from autosplit.profiler.profile import Profile, Progress, device_name, profile
 from autosplit.profiler.store import Store, cache_folder
+from autosplit.profiler.task import Profile, Progress, device_name, profile
 from autosplit.profiler.timing import NOISY, Timing
 
 __all__ = ["NOISY", "Profile", "Progress", "Store", "Timing", "cache_folder", "device_name", "profile"]

@@ -32,6 +32,7 @@ class Operation:
         run: takes the arguments.
         form: (args, kwargs) with a Spec in the place of each tensor.
         writes: it writes an argument in place.
+        runs_alone: arguments can be made for it; not so within a vmap, whose tensors make sense only there.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Operation:
     run: Callable[..., Any]
     form: tuple[tuple[Any, ...], dict[str, Any]]
     writes: bool
+    runs_alone: bool = True
 
     @property
     def input_bytes(self) -> int:

@@ -14,6 +14,7 @@ from autosplit.profiler.timing import Timing
 
 _FILE = "timings-1.sqlite3"  # another layout of the table is another file
 _WAIT_S = 5
+_BROKEN = (sqlite3.Error, ValueError, OverflowError)  # a damaged file may have text that is none
 _LAYOUT = (
     "CREATE TABLE IF NOT EXISTS timing (device TEXT, torch TEXT, operation TEXT, forward_ns INTEGER, "
     "backward_ns INTEGER, noise REAL, workspace_bytes INTEGER, PRIMARY KEY (device, torch, operation))"
@@ -38,7 +39,7 @@ class Store:
         found: dict[str, Timing] = {}
         with self._open() as database:
             if database is not None:
-                with suppress(sqlite3.Error):
+                with suppress(*_BROKEN):
                     for row in database.execute(query, (device, torch.__version__)):
                         if _is_sound(row):
                             found[row[0]] = Timing(*row[1:])
@@ -52,7 +53,7 @@ class Store:
         ]
         with self._open() as database:
             if database is not None:
-                with suppress(sqlite3.Error), database:
+                with suppress(*_BROKEN), database:
                     database.executemany("INSERT OR REPLACE INTO timing VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     @contextmanager
@@ -73,12 +74,12 @@ class Store:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             database = sqlite3.connect(self._path, timeout=_WAIT_S)
-        except (OSError, sqlite3.Error):
+        except (OSError, *_BROKEN):
             return None
         try:
             database.execute(_LAYOUT)
             database.execute("SELECT operation, forward_ns, backward_ns, noise, workspace_bytes FROM timing LIMIT 1")
-        except sqlite3.Error:
+        except _BROKEN:
             database.close()
             return None
         return database

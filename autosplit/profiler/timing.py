@@ -5,9 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-TimeSource = Literal["measured", "calibrated", "estimated"]
 
 NOISY = 0.25
 """A noise figure above this is worth a word: the machine did something else meanwhile."""

@@ -31,7 +31,7 @@ def walk(
         visit: may run the operation.
         device: the graph is emitted for it.
         writes: nodes that write an argument in place.
-        skip: nodes that cannot be run alone, marks of their regions included.
+        skip: nodes that are not shown, and region marks that are not entered.
     """
     marks: dict[fx.Node, Any] = {}
     with closed_on_error(device.type):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder: it has a profile.py, which the library has too
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from models import ARCHITECTURES, Architecture, Inputs, loss_of
 
 import autosplit

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder: it has a profile.py, which the library has too
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from operators import (
     MODULES,
     RAISES,

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder: it has a profile.py, which the library has too
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from zoo_models import ENTRIES, Entry
 from zoo_models.compare import CHECKS, Comparison, Verdict, compare
 

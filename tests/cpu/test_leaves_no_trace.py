@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import threading
 import time
@@ -16,13 +17,13 @@ import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import autosplit
 from autosplit import sim
-from autosplit.program import closed_on_error
+from autosplit.program import Program, closed_on_error
 
 W = 8
 THREADS = 8
@@ -265,3 +266,20 @@ def test_partitions_in_threads(each: int) -> None:
     assert nn.Module.__call__ is call
     assert not _get_current_function_mode_stack()
     assert not _get_current_dispatch_mode_stack()
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_what_was_captured_goes_with_the_model(mode: str) -> None:
+    def captured() -> int:
+        gc.collect()
+        return sum(type(thing) in (Program, fx.Graph) for thing in gc.get_objects())
+
+    def plan_one() -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4))  # a sigmoid saves its own output
+        autosplit.plan(model, "2x1GiB", (torch.randn(2, 4),), mode=mode)
+
+    plan_one()
+    before = captured()
+    for _ in range(3):
+        plan_one()
+    assert captured() <= before

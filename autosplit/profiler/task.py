@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,9 @@ from autosplit.profiler.clock import Clock, clock_of, one_thread
 from autosplit.profiler.operation import Operation
 from autosplit.profiler.passes import Passes
 from autosplit.profiler.store import Store
-from autosplit.profiler.timing import NOISY, Timing, timing
+from autosplit.profiler.timing import Timing, timing
 from autosplit.profiler.walk import walk
-from autosplit.program import Program
+from autosplit.program import Program, is_control
 
 Progress = Callable[[int, int], None]
 """Told how many operations are done, and of how many."""
@@ -62,6 +62,7 @@ def profile(
     *,
     fits: bool,
     store: Store | None = None,
+    measures: bool = True,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure every operation of ``program`` on ``device``.
@@ -77,12 +78,13 @@ def profile(
         fits: the device has memory for the whole program, on weights of its own: it is then run as a whole as well,
             and the operations' times are scaled so that they add up to it.
         store: what was measured before; what is measured now goes there.
+        measures: False only reads what is in the store.
         progress: told of every distinct operation.
     """
     task = _Task(program, emitted, device)
     state = torch.random.fork_rng([device.index or 0], device_type=device.type) if device.type != "cpu" else _cpu_rng()
     with state, one_thread(), torch.set_grad_enabled(program.mode == "train"), _casting(program, device):
-        return task.run(store, fits, progress)
+        return task.run(store, fits, progress if measures else None, measures=measures)
 
 
 class _Task:
@@ -93,13 +95,13 @@ class _Task:
         self.names = {n: n.meta["value_name"] for n in emitted.graph.nodes if "value_name" in n.meta}
         self.forms = {n: program.facts[self.by_name[name]].form for n, name in self.names.items()}
 
-    def run(self, store: Store | None, fits: bool, progress: Progress | None) -> Profile:
+    def run(self, store: Store | None, fits: bool, progress: Progress | None, *, measures: bool) -> Profile:
         result = Profile()
         operations = self.operations()
         distinct = {operation.key: operation for _, operation in operations}
         result.distinct = len(distinct)
         known = store.read(device_name(self.device)) if store is not None else {}
-        missing = {key: op for key, op in distinct.items() if key not in known or not op.is_shared}
+        missing = {key: op for key, op in distinct.items() if key not in known or not op.is_shared} if measures else {}
         fresh: dict[str, Timing] = {}
         try:
             if fits and missing:
@@ -112,16 +114,15 @@ class _Task:
             store.write(device_name(self.device), {k: t for k, t in fresh.items() if distinct[k].is_shared})
         found = {**known, **fresh}
         result.timings = {self.names[node]: found[op.key] for node, op in operations if op.key in found}
-        if result.noise > NOISY:
-            result.notes.append(f"times are noisy: repeats spread by {result.noise:.0%} of their median")
         return result
 
     def operations(self) -> list[tuple[fx.Node, Operation]]:
         found: list[tuple[fx.Node, Operation]] = []
-        facts = self.program.facts
+        program, facts = self.program, self.program.facts
         writes = {n for n, name in self.names.items() if facts[self.by_name[name]].writes}
-        inside = {node for region in self.program.regions.values() for node in region}
-        skip = {n for n, name in self.names.items() if self.by_name[name] in inside}
+        inside = {node for region in program.regions.values() for node in region}
+        placed = set(program.nodes)
+        skip = {n for n, name in self.names.items() if self.by_name[name] in inside or not self._is_shown(name, placed)}
         walk(
             self.emitted,
             self.forms,
@@ -130,7 +131,13 @@ class _Task:
             writes=writes,
             skip=skip,
         )
+        for node, name in self.names.items():
+            if self.by_name[name] in inside & placed:
+                found.append((node, Operation(f"{name} in a region", False, tuple, ((), {}), False, runs_alone=False)))
         return found
+
+    def _is_shown(self, name: str, placed: Collection[fx.Node]) -> bool:
+        return self.by_name[name] in placed or is_control(self.by_name[name])
 
     def alone(
         self, missing: Mapping[str, Operation], fresh: dict[str, Timing], result: Profile, progress: Progress | None
@@ -139,6 +146,8 @@ class _Task:
         for done, (key, operation) in enumerate(missing.items()):
             if progress is not None:
                 progress(done, len(missing))
+            if not operation.runs_alone:
+                continue
             try:
                 fresh[key] = measure(operation, self.device, self.clock)
             except Exception as error:  # whatever a kernel does with numbers that mean nothing, or no memory

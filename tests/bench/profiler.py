@@ -1,6 +1,6 @@
 """Profile: the measured times of all operations, added up, against whole passes of the model in the same run.
 
-    python tests/bench/profile.py [--scale 4] [--only GPT-2]
+    python tests/bench/profiler.py [--scale 4] [--only GPT-2]
 
 One row a model and mode. "sum / whole" is the sum over all operations, each distinct one measured once or in passes
 with marks, against the median of unmarked passes before and after; "alone" is the same for a device that the model
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder: it has a profile.py, which the library has too
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from models import ARCHITECTURES, Architecture
 
 from autosplit.capture import Frontend, climb

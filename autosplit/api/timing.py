@@ -1,0 +1,109 @@
+"""The times of a problem: measured on the devices that are here, read from earlier measurements, or estimated."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from autosplit.costs import Times
+from autosplit.device import Cluster, Device
+from autosplit.emit import assign, rewrite
+from autosplit.estimate import peak_bytes
+from autosplit.graph import CostGraph
+from autosplit.hardware import is_present, torch_devices
+from autosplit.placement import TimeSource
+from autosplit.profiler import NOISY, Profile, Store, device_name, profile
+from autosplit.program import Program
+
+ProfileChoice = bool | Literal["auto"]
+
+_SHARE = 0.8  # of the free memory: what whole passes may take
+
+
+@dataclass
+class Timed:
+    """Times by kind of device and node name, how good they are, and what to say of them."""
+
+    times: dict[str, Times] = field(default_factory=dict)
+    source: TimeSource = "estimated"
+    notes: list[str] = field(default_factory=list)
+
+
+def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: ProfileChoice) -> Timed:
+    """What is measured of ``program`` on the kinds of devices of ``cluster``.
+
+    Args:
+        program: a captured program.
+        graph: its cost graph with estimated times, to know whether it fits a device.
+        cluster: the devices.
+        choice: True measures on every kind that is present; "auto" on accelerators, and reads what is known of
+            others; False neither.
+    """
+    timed = Timed()
+    kinds = {device.kind: device for device in reversed(cluster.devices)}
+    for kind, device in kinds.items():
+        if choice is False or not is_present(device.name):
+            continue
+        store = Store()
+        measures = choice is True or torch.device(device.name).type not in ("cpu", "sim")
+        if measures or store.read(device_name(torch.device(device.name))):
+            found = _profile(program, graph, device, store, measures=measures)
+            timed.times[kind] = {name: (t.forward_ns, t.backward_ns) for name, t in found.timings.items()}
+            timed.notes += _told(found, kind, len(program.nodes))
+    wanted = len(kinds) * len(program.nodes)
+    known = sum(name in times for times in timed.times.values() for name in graph.nodes)
+    timed.source = "measured" if known == wanted else "calibrated" if known else "estimated"
+    return timed
+
+
+def _profile(program: Program, graph: CostGraph, device: Device, store: Store, *, measures: bool) -> Profile:
+    here = Cluster(devices=(device,))
+    assignment = assign(program, dict.fromkeys(graph.nodes, device.name), {}, device.name)
+    emitted = rewrite(program, assignment, torch_devices(here), device.name)
+    needs = peak_bytes(graph, dict.fromkeys(graph.nodes, device.name), here, device.name)[device.name]
+    with _bar() as progress:
+        return profile(
+            program,
+            emitted.graph_module,
+            torch.device(device.name),
+            fits=needs <= _SHARE * _free_bytes(device),
+            store=store,
+            measures=measures,
+            progress=progress,
+        )
+
+
+def _free_bytes(device: Device) -> int:
+    """What is free now: the model may be on the device already, and is measured on weights of its own."""
+    where = torch.device(device.name)
+    if where.type == "cpu":
+        return min(device.memory_bytes, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return device.memory_bytes - int(torch.get_device_module(where).memory_allocated(where))
+
+
+def _told(found: Profile, kind: str, nodes: int) -> list[str]:
+    if not found.timings:
+        return found.notes
+    noisy = " (noisy)" if found.noise > NOISY else ""
+    how = "in whole passes" if found.whole_ns is not None else "each by itself" if found.measured else "read from disk"
+    return [
+        f"times on {kind}: {len(found.timings)} of {nodes} operations measured, {found.distinct} distinct, {how}; "
+        f"noise {found.noise:.0%}{noisy}",
+        *found.notes,
+    ]
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("measuring operations", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
