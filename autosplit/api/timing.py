@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from autosplit.costs import Times
 from autosplit.device import Cluster, Device
@@ -20,7 +18,7 @@ from autosplit.estimate import peak_bytes
 from autosplit.graph import CostGraph
 from autosplit.hardware import is_present, torch_devices
 from autosplit.placement import TimeSource
-from autosplit.profiler import NOISY, Profile, Store, device_name, profile
+from autosplit.profiler import NOISY, Profile, Progress, Store, device_name, profile
 from autosplit.program import Program
 
 ProfileChoice = bool | Literal["auto"]
@@ -102,8 +100,14 @@ def _told(found: Profile, kind: str, nodes: int) -> list[str]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("measuring operations", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _bar() -> Iterator[Progress | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # here: rich draws from Python's random numbers when it is imported
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring operations", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
