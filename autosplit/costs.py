@@ -19,8 +19,18 @@ from autosplit.program import Input, Program, Value, module_path, operator_name
 
 BACKWARD_FORWARD_RATIO = 2
 
-Times = Mapping[str, tuple[int, int]]
-"""Measured forward and backward ns by node name."""
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one node on one kind of device; ``workspace_bytes`` is None where it was not."""
+
+    forward_ns: int
+    backward_ns: int
+    workspace_bytes: int | None = None
+
+
+Times = Mapping[str, Measured]
+"""By node name."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,15 @@ class _Clock:
     def __call__(self, node: fx.Node) -> tuple[int, int]:
         measured = self._times.get(self._program.names[node])
         if measured is not None:
-            return measured
+            return measured.forward_ns, measured.backward_ns
         estimate = self._estimate(node)
         factors = self._factors.get(operator_name(node)) or self._factors.get("", (1.0, float(BACKWARD_FORWARD_RATIO)))
         return round(estimate * factors[0]), round(estimate * factors[1])
+
+    def workspace_bytes(self, node: fx.Node) -> int:
+        """What the node takes and gives back; what the fakes show is not all that a kernel takes."""
+        measured = self._times.get(self._program.names[node])
+        return measured.workspace_bytes or 0 if measured is not None else 0
 
     def _estimate(self, node: fx.Node) -> int:
         facts = self._program.facts[node]
@@ -92,7 +107,7 @@ class _Clock:
             measured, estimate = self._times.get(self._program.names[node]), self._estimate(node)
             if measured is not None and estimate:
                 for key in ("", operator_name(node)):
-                    ratios.setdefault(key, []).append((measured[0] / estimate, measured[1] / estimate))
+                    ratios.setdefault(key, []).append((measured.forward_ns / estimate, measured.backward_ns / estimate))
         return {
             key: (statistics.median(f for f, _ in found), statistics.median(b for _, b in found))
             for key, found in ratios.items()
@@ -109,7 +124,7 @@ def _node(program: Program, node: fx.Node, clocks: Mapping[str, _Clock], group: 
         forward_ns={kind: forward for kind, (forward, _) in times.items()},
         backward_ns={kind: backward for kind, (_, backward) in times.items()},
         group=group,
-        workspace_bytes=facts.workspace_bytes,
+        workspace_bytes=max([facts.workspace_bytes, *(clock.workspace_bytes(node) for clock in clocks.values())]),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from autosplit.costs import Times
+from autosplit.costs import Measured, Times
 from autosplit.device import Cluster, Device
 from autosplit.emit import assign, rewrite
 from autosplit.estimate import peak_bytes
@@ -54,7 +54,9 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
         measures = choice is True or torch.device(device.name).type not in ("cpu", "sim")
         if measures or store.read(device_name(torch.device(device.name))):
             found = _profile(program, graph, device, store, measures=measures)
-            timed.times[kind] = {name: (t.forward_ns, t.backward_ns) for name, t in found.timings.items()}
+            timed.times[kind] = {
+                name: Measured(t.forward_ns, t.backward_ns, t.workspace_bytes) for name, t in found.timings.items()
+            }
             timed.notes += _told(found, kind, len(program.nodes))
     wanted = len(kinds) * len(program.nodes)
     known = sum(name in times for times in timed.times.values() for name in graph.nodes)

@@ -112,6 +112,11 @@ def autosplit() -> None:
     show_default=True,
     help="auto splits only a model that does not fit one device.",
 )
+@click.option(
+    "--profile/--no-profile",
+    default=None,
+    help="Measure operations on the devices that are present.  [default: on accelerators; else as measured before]",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
 @_json
 @_debug
@@ -124,6 +129,7 @@ def plan(
     objective: Any,
     optimizer: str | None,
     strategy: Any,
+    profile: bool | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -138,7 +144,16 @@ def plan(
         raise click.UsageError("--optimizer is of training only: add --for train, or leave it out")
     specs = parse_inputs(inputs)
     with contextlib.redirect_stdout(sys.stderr):  # whatever the user's code prints: stdout is for the plan
-        made = _make_plan(model, specs, devices, mode=mode, objective=objective, optimizer=optimizer, strategy=strategy)
+        made = _make_plan(
+            model,
+            specs,
+            devices,
+            mode=mode,
+            objective=objective,
+            optimizer=optimizer,
+            strategy=strategy,
+            profile="auto" if profile is None else profile,
+        )
     if out is not None:
         _save(made, out)
     _show(made, as_json)

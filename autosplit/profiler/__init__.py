@@ -4,6 +4,7 @@ operation  what makes two calls cost the same, and how one is run alone
 materials  tensors to run it on
 clock      events on CUDA, CPU time on a CPU
 alone      warm-up, repeats, median, noise
+scratch    memory that is taken and given back
 walk       every operation of an emitted graph in its context
 passes     whole passes, with a mark after every operation
 task       which of these is done, for what

@@ -11,6 +11,7 @@ import torch
 from autosplit.profiler.clock import Clock
 from autosplit.profiler.materials import differentiable
 from autosplit.profiler.operation import Operation
+from autosplit.profiler.scratch import scratch_bytes
 from autosplit.profiler.timing import Timing, timing
 
 _GROUP_NS = 200_000  # short operations are timed in groups of about this length
@@ -33,17 +34,18 @@ def measure(operation: Operation, device: torch.device, clock: Clock) -> Timing:
     Raises:
         Exception: whatever the operation does with numbers that mean nothing; memory that is not there.
     """
-    ones = _needs_ones(operation, device)
+    ones = needs_ones(operation, device)
     (first_ns,) = _forward_ns(operation, device, clock, ones)
     size = max(1, min(_MOST_IN_GROUP, _GROUP_NS // max(1, first_ns)))
     if size * operation.input_bytes > _GROUP_BYTES:
         size = 1
     repeats = max(_LEAST, min(_MOST, _SAMPLE_NS // max(1, first_ns * size)))
     samples = [_sample(operation, device, clock, (size, ones)) for _ in range(repeats)]
-    return timing([forward for forward, _ in samples], [backward for _, backward in samples], _workspace(device))
+    scratch = scratch_bytes(operation, device, ones=ones)
+    return timing([forward for forward, _ in samples], [backward for _, backward in samples], scratch)
 
 
-def _needs_ones(operation: Operation, device: torch.device) -> bool:
+def needs_ones(operation: Operation, device: torch.device) -> bool:
     """Whether integers must be 1 rather than 0 for the operation to run at all; the warm-up."""
     for ones in (False, True):
         try:
@@ -97,7 +99,3 @@ def _backward_ns(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
     marks.append(clock.mark())
     return clock.read(marks)[0]
-
-
-def _workspace(device: torch.device) -> int | None:
-    return None

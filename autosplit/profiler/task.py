@@ -5,18 +5,19 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from autosplit.profiler.alone import measure
+from autosplit.profiler.alone import measure, needs_ones
 from autosplit.profiler.clock import Clock, clock_of, one_thread
 from autosplit.profiler.operation import Operation
 from autosplit.profiler.passes import Passes
+from autosplit.profiler.scratch import scratch_bytes
 from autosplit.profiler.store import Store
 from autosplit.profiler.timing import Timing, timing
 from autosplit.profiler.walk import walk
@@ -106,6 +107,7 @@ class _Task:
         try:
             if fits and missing:
                 fresh = self.in_passes(operations, result, progress)
+                self.add_scratch(missing, fresh)
             self.alone({key: op for key, op in missing.items() if key not in fresh}, fresh, result, progress)
         except KeyboardInterrupt:
             result.notes.append(f"interrupted: {len(fresh)} of {len(missing)} operations were measured")
@@ -170,6 +172,16 @@ class _Task:
         result.whole_ns = (int(statistics.median(f for f, _ in wholes)), int(statistics.median(b for _, b in wholes)))
         forward, backward = (w / s if s else 1.0 for w, s in zip(result.whole_ns, sums, strict=True))
         return {key: found.scaled(forward, backward) for key, found in timings.items()}
+
+    def add_scratch(self, missing: Mapping[str, Operation], fresh: dict[str, Timing]) -> None:
+        """Passes do not show what each operation takes and gives back: one run of each does."""
+        for key, found in list(fresh.items()) if self.device.type != "cpu" else ():
+            operation = missing.get(key)
+            if operation is not None and operation.runs_alone:
+                with suppress(Exception):  # it ran in a pass; with numbers that mean nothing it may not
+                    ones = needs_ones(operation, self.device)
+                    scratch = scratch_bytes(operation, self.device, ones=ones)
+                    fresh[key] = replace(found, workspace_bytes=scratch)
 
     def passes(
         self, operations: list[tuple[fx.Node, Operation]], progress: Progress | None

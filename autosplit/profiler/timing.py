@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NOISY = 0.25
 """A noise figure above this is worth a word: the machine did something else meanwhile."""
@@ -29,7 +29,9 @@ class Timing:
 
     def scaled(self, forward: float, backward: float) -> Timing:
         """The same, times a factor each."""
-        return Timing(round(self.forward_ns * forward), round(self.backward_ns * backward), self.noise)
+        return replace(
+            self, forward_ns=round(self.forward_ns * forward), backward_ns=round(self.backward_ns * backward)
+        )
 
 
 def timing(forward_ns: Sequence[int], backward_ns: Sequence[int], workspace_bytes: int | None = None) -> Timing:

@@ -294,3 +294,23 @@ def test_random_models_are_profiled(case: Case) -> None:
     found, names = measured(model, (x,), mode=mode, fits=random.Random(case.seed).random() < 0.5)
     assert not found.notes
     assert set(names) <= set(found.timings)
+
+
+def test_scratch_memory_is_measured_where_the_device_tells() -> None:
+    class Similar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(64, 256))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cosine_similarity(x, self.weight)
+
+    program = climb(Frontend(Similar(), Similar), (torch.randn(64, 256),), {}, "infer", None).program
+    (node,) = program.nodes
+    with sim.cluster("1x64MiB") as cluster:
+        assignment = assign(program, {program.names[node]: "sim:0"}, {"weight": "sim:0"}, "sim:0")
+        emitted = rewrite(program, assignment, torch_devices(resolve(cluster.devices)), "sim:0")
+        for fits in (True, False):
+            found = profile(program, emitted.graph_module, torch.device("sim:0"), fits=fits)
+            assert found.timings[program.names[node]].workspace_bytes >= 64 * 256 * 4  # the normalised inputs
+    assert program.facts[node].workspace_bytes >= 64 * 256 * 4
