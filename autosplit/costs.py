@@ -13,7 +13,7 @@ from torch import fx
 
 from autosplit.device import Device
 from autosplit.graph import CostGraph, Node, Tensor, TensorKind
-from autosplit.program import Input, Program, Value, module_path, operator_name
+from autosplit.program import Facts, Input, Program, Value, module_path, operator_name
 
 BACKWARD_FORWARD_RATIO = 2
 
@@ -56,7 +56,7 @@ def build_graph(program: Program, devices: Iterable[Device], optimizer: Optimize
 
 def _node(program: Program, node: fx.Node, kinds: Mapping[str, Device], group: str | None) -> Node:
     facts = program.facts[node]
-    forward = {kind: _roofline_ns(facts.flops, facts.moved_bytes, device) for kind, device in kinds.items()}
+    forward = {kind: _roofline_ns(facts, device) for kind, device in kinds.items()}
     return Node(
         name=program.names[node],
         op=operator_name(node),
@@ -68,11 +68,11 @@ def _node(program: Program, node: fx.Node, kinds: Mapping[str, Device], group: s
     )
 
 
-def _roofline_ns(flops: int, moved_bytes: int, device: Device) -> int:
-    if not flops and not moved_bytes:
+def _roofline_ns(facts: Facts, device: Device) -> int:
+    if not facts.flops and not facts.moved_bytes:
         return 0  # a view
-    compute_ns = flops * 10**9 // device.flops_per_s
-    memory_ns = moved_bytes * 10**9 // device.bandwidth_bytes_per_s
+    compute_ns = facts.flops * 10**9 // device.rate(facts.flops_dtype)
+    memory_ns = facts.moved_bytes * 10**9 // device.bandwidth_bytes_per_s
     return device.launch_ns + max(compute_ns, memory_ns)
 
 

@@ -97,6 +97,7 @@ def _assumptions(problem: Problem) -> list[str]:
     said = [
         f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
         "times: roofline estimate, unmeasured; backward taken as 2 x forward; devices work one at a time",
+        *problem.cluster.assumptions,
         "memory: what torch allocates; kernel workspaces and the device's context are not counted",
         *_how_captured(problem.captured),
     ]
