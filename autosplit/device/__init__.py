@@ -3,7 +3,7 @@
 from autosplit.catalogue import Rates
 from autosplit.device.cluster import HOST, Cluster, Device, Link
 from autosplit.device.file import from_data, read_cluster, to_toml
-from autosplit.device.spec import described, from_entry, is_described, parse_cluster, unknown_device
+from autosplit.device.spec import described, from_entry, is_described, meant, parse_cluster
 
 __all__ = [
     "HOST",
@@ -15,8 +15,8 @@ __all__ = [
     "from_data",
     "from_entry",
     "is_described",
+    "meant",
     "parse_cluster",
     "read_cluster",
     "to_toml",
-    "unknown_device",
 ]

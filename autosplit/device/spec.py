@@ -53,11 +53,14 @@ def is_described(spec: str) -> bool:
     return bool(_COUNTED_OR_SIZED.match(spec)) or catalogue.find(spec.split(",", 1)[0]) is not None
 
 
-def unknown_device(name: str) -> str:
-    """Words for a name that the catalogue does not have, with the names nearest to it."""
+def meant(name: str) -> str:
+    """Words that follow a complaint about a name: the names of the catalogue nearest to it, "" when none is near.
+
+    >>> meant("RTX4091")
+    '; did you mean RTX4090 or RTX5090 or RTX4080 or RTX3090?'
+    """
     close = catalogue.near(name)
-    meant = f"did you mean {' or '.join(close)}?" if close else "`autosplit devices --catalogue` lists what it has"
-    return f"the catalogue of devices has no {name!r}: {meant}"
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def parse_cluster(spec: str) -> Cluster:
@@ -98,7 +101,10 @@ def _counted(spec: str, item: str) -> tuple[int, str]:
 
 def _size_bytes(spec: str, item: str, text: str) -> int:
     if _SIZE.match(text) is None:
-        raise DeviceError(f"device spec {spec!r}: {item!r} is not of the form {_FORMS}; {unknown_device(text)}")
+        raise DeviceError(
+            f"device spec {spec!r}: {item!r} is not of the form {_FORMS}"
+            f"{meant(text) or '; `autosplit devices --catalogue` lists the names'}"
+        )
     try:
         size_bytes = parse_bytes(text)
     except AutosplitError as error:
@@ -183,6 +189,6 @@ def _links_in_words(by_kind: dict[str, list[Device]], speeds: dict[tuple[str, st
         between.setdefault(speed, []).append(f"{a} <-> {b}")
     for kind in by_kind:
         between.setdefault(_speed(kind, None), []).append(f"host <-> {kind}")
-    for (speed, source), pairs in between.items():
-        yield f"links: {', '.join(pairs)}: {speed / 1e9:g} GB/s each way, {source}"
+    for (bandwidth, source), pairs in between.items():
+        yield f"links: {', '.join(pairs)}: {bandwidth / 1e9:g} GB/s each way, {source}"
     yield f"links: latency {format_ns(DEFAULT_LATENCY_NS)}, assumed; every device taken to be in one host"

@@ -70,7 +70,8 @@ class _Effects(TorchDispatchMode):
 def _number_format(func: Any, factors: Sequence[torch.Tensor]) -> str:
     """The format that an accelerator multiplies ``factors`` in: their dtype's name, or "tf32" where that is allowed."""
     dtype = factors[0].dtype if factors else torch.float32
-    backend = torch.backends.cudnn.conv if "convolution" in func.__name__ else torch.backends.cuda.matmul
+    backends: Any = torch.backends  # torch leaves cudnn.conv untyped
+    backend = backends.cudnn.conv if "convolution" in func.__name__ else backends.cuda.matmul
     if dtype == torch.float32 and backend.fp32_precision == "tf32":
         return "tf32"
     return str(dtype).removeprefix("torch.")
