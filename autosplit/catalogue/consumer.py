@@ -80,7 +80,11 @@ CPU = Entry(
     nominal_bytes=0,
     flops_per_s=tera(float64=0.05, float32=0.1),
     bandwidth_bytes_per_s=25_600_000_000,
-    pcie=Fabric(name="host memory", bandwidth_bytes_per_s=25_600_000_000, source="JEDEC JESD79-4, DDR4-3200"),
+    pcie=Fabric(
+        name="host memory",
+        bandwidth_bytes_per_s=25_600_000_000,
+        source="JEDEC JESD79-4, 2012: one channel of DDR4-3200",
+    ),
     source="assumed: a core of 3 GHz with 8-wide fused multiply-add, rounded",
     exceptions=(("memory bandwidth", "JEDEC JESD79-4, 2012: one channel of DDR4-3200"),),
 )

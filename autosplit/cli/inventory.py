@@ -107,7 +107,7 @@ def listing(stock: Inventory) -> Iterator[RenderableType]:
 
 def catalogue_listing() -> Iterator[RenderableType]:
     """Every device of the catalogue, then the source of its figures."""
-    grid = _grid("name", ">memory", ">float32", ">tf32", ">16-bit", ">float8", ">int8", ">GB/s")
+    grid = _grid("name", ">memory", ">float32", ">tf32", ">float16", ">float8", ">int8", ">GB/s")
     for entry in catalogue.ENTRIES:
         rates = entry.flops_per_s
         known = (rates.float32, rates.tf32, rates.float16, rates.float8, rates.int8)
@@ -154,7 +154,7 @@ def _bullets(lines: Iterable[str]) -> Table:
 
 
 def _grid(*headers: str) -> Table:
-    """A table without lines; a header that begins with ">" is of a column of figures; they and the first are kept in one line."""
+    """A table without lines; a header that begins with ">" is of figures; these and the first column do not wrap."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         justify: Literal["left", "right"] = "right" if header.startswith(">") else "left"
@@ -164,18 +164,17 @@ def _grid(*headers: str) -> Table:
 
 
 def _devices(stock: Inventory) -> Table:
-    grid = _grid("device", "kind", ">to use", ">of", ">float32", ">16-bit", ">GB/s", "figures")
+    grid = _grid("device", "kind", ">to use", ">of", ">float32", ">float16", ">GB/s", "figures")
     for _, alike in groupby(stock.cluster.devices, key=lambda device: _apart_from_name(device, stock)):
         same = list(alike)
         first, total = same[0], stock.total_bytes.get(same[0].name)
         names = first.name if len(same) == 1 else f"{first.name} ... {same[-1].name}"
-        sixteen = max(first.rate("float16"), first.rate("bfloat16"))
         grid.add_row(
             clean(names),
             clean(first.kind),
             format_bytes(first.memory_bytes),
             "unknown" if total is None else format_bytes(total),
-            *(f"{rate / 1e12:g}" for rate in (first.rate("float32"), sixteen)),
+            *(f"{rate / 1e12:g}" for rate in (first.rate("float32"), first.rate("float16"))),
             f"{first.bandwidth_bytes_per_s / 1e9:g}",
             _figures(first),
         )

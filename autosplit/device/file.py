@@ -64,7 +64,7 @@ def _unknown_keys(data: Any, table: type[msgspec.Struct], where: str) -> Iterato
     fields = table.__struct_fields__
     for key, value in data.items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
+            close = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
             meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
             yield f"unknown key {where + str(key)!r}: {meant}"
         elif key in _TABLES[table]:
