@@ -19,7 +19,8 @@ MAX_PROBE_BYTES = 64 * 2**20
 
 REPEATS = 7
 _STEP, _LEAST_BYTES = 4, 4096
-_SHARE_OF_MEMORY = 4  # of the memory that a plan may use, a quarter
+_SHARE_OF_MEMORY = 32  # a copy takes a 32nd of a device at most: allocators take segments of up to 20 MiB for it
+_LEAST_MEMORY_BYTES = 4 * 2**20
 
 
 def measure_links(cluster: Cluster, say: Callable[[str], None] = lambda pair: None) -> Cluster:
@@ -116,19 +117,18 @@ def _copy(dst: torch.Tensor, src: torch.Tensor) -> None:
 
 
 def _sizes(cluster: Cluster, src: str, dst: str) -> list[int]:
-    """Bytes of the copies to time, at most a quarter of what a plan may use of either device."""
+    """Bytes of the copies to time, at most a 32nd of what a plan may use of either device."""
     memories = {name: cluster.device(name).memory_bytes for name in (src, dst) if name != HOST}
     most = min(MAX_PROBE_BYTES, *(size // _SHARE_OF_MEMORY for size in memories.values()))
-    sizes, size = [], _LEAST_BYTES
-    while size <= most:
-        sizes.append(size)
-        size *= _STEP
-    if not sizes:
-        name = min(memories, key=lambda name: memories[name])
+    name = min(memories, key=lambda name: memories[name])
+    if memories[name] < _LEAST_MEMORY_BYTES:
         raise DeviceError(
             f"device {name!r} has {format_bytes(memories[name])} to use: measuring its links takes at least "
-            f"{format_bytes(_SHARE_OF_MEMORY * _LEAST_BYTES)}; free memory there, or leave it out"
+            f"{format_bytes(_LEAST_MEMORY_BYTES)}; free memory there, or leave it out"
         )
+    sizes = [_LEAST_BYTES]
+    while sizes[-1] * _STEP <= most:
+        sizes.append(sizes[-1] * _STEP)
     return sizes
 
 
