@@ -155,7 +155,7 @@ def _bullets(lines: Iterable[str]) -> Table:
 
 def _grid(*headers: str) -> Table:
     """A table without lines; a header that begins with ">" is of figures; these and the first column do not wrap."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for header in headers:
         justify: Literal["left", "right"] = "right" if header.startswith(">") else "left"
         whole = header is headers[0] or header.startswith(">")
@@ -168,9 +168,8 @@ def _devices(stock: Inventory) -> Table:
     for _, alike in groupby(stock.cluster.devices, key=lambda device: _apart_from_name(device, stock)):
         same = list(alike)
         first, total = same[0], stock.total_bytes.get(same[0].name)
-        names = first.name if len(same) == 1 else f"{first.name} ... {same[-1].name}"
         grid.add_row(
-            clean(names),
+            clean(_range(first.name, same[-1].name)),
             clean(first.kind),
             format_bytes(first.memory_bytes),
             "unknown" if total is None else format_bytes(total),
@@ -179,6 +178,14 @@ def _devices(stock: Inventory) -> Table:
             _figures(first),
         )
     return grid
+
+
+def _range(first: str, last: str) -> str:
+    """The names of neighbours in short: "gpu:0" and "gpu:3" are "gpu:0-3"."""
+    alike, _, number = last.rpartition(":")
+    if first == last:
+        return first
+    return f"{first}-{number}" if first.startswith(f"{alike}:") else f"{first} ... {last}"
 
 
 def _apart_from_name(device: Device, stock: Inventory) -> tuple[Device, int | None]:
