@@ -1,4 +1,7 @@
-"""cluster.toml: a Cluster as a file. Reading is strict; what is written reads back as an equal Cluster."""
+"""cluster.toml: a Cluster as a file. Reading is strict; what is written reads back as an equal Cluster.
+
+The standard library reads TOML but does not write it; a Cluster needs four kinds of values, so writing is here.
+"""
 
 from __future__ import annotations
 

@@ -48,11 +48,11 @@ def present_device(asked: str | torch.device, memory_bytes: int | None = None) -
     except (RuntimeError, TypeError) as error:
         raise DeviceError(f"unknown device {asked!r}: {_present_words()}{meant(str(asked))}") from error
     if found.type == "cpu":
-        return from_entry("cpu", catalogue.CPU, memory_bytes or memory_of("cpu")[1])
+        return from_entry("cpu", catalogue.CPU, memory_of("cpu")[1] if memory_bytes is None else memory_bytes)
     name = f"{found.type}:{found.index or 0}"
     if name not in present_names():
         raise DeviceError(f"device {name!r} is not present: {_present_words()}")
-    memory_bytes = memory_bytes or memory_of(name)[0]
+    memory_bytes = memory_of(name)[0] if memory_bytes is None else memory_bytes
     reported = reported_name(name)
     entry = catalogue.find(reported)
     if entry is None:

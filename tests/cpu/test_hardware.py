@@ -60,6 +60,7 @@ def test_every_form_of_devices(tmp_path: Path) -> None:
         assert resolve(str(tmp_path / "cluster.toml")) == found
         device = found.devices[1]
         assert resolve({device: "7MiB"}).devices[0].memory_bytes == 7 * MIB
+        assert resolve({"sim:0": 0, "cpu": 0}).devices[0].memory_bytes == 0
     data = {"devices": [{"name": "gpu:0", "kind": "A", "memory_bytes": 9}], "default_latency_ns": 3}
     assert resolve(data).default_latency_ns == 3
     assert resolve("2xT4").devices[1].kind == "T4"
@@ -254,6 +255,17 @@ def test_devices_without_peer_access_are_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: {a.index, b.index} != {0, 2})
     lines = list(links._in_words(list(itertools.permutations((HOST, "cuda:0", "cuda:1", "cuda:2"), 2))))
     assert lines[1] == "links: no peer access, so through host memory: cuda:0 -> cuda:2, cuda:2 -> cuda:0"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_links_of_a_gpu() -> None:
+    measured = measure_links(resolve("cuda"))
+    assert {(HOST, "cuda:0"), ("cuda:0", HOST)} <= {(link.src, link.dst) for link in measured.links}
+    for link in measured.links:
+        print(f"{link.src} -> {link.dst}: {link.bandwidth_bytes_per_s / 1e9:.1f} GB/s, {link.latency_ns} ns")
+        assert 10**8 < link.bandwidth_bytes_per_s < 10**13
+    assert torch.cuda.max_memory_allocated() <= MAX_PROBE_BYTES
 
 
 # ---------------------------------------------------------------- rates by number format
