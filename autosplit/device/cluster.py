@@ -112,6 +112,35 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def _link_of(self) -> dict[tuple[str, str], Link]:
         return {(link.src, link.dst): link for link in self.links}
 
+    @cached_property
+    def first_alike(self) -> dict[str, str]:
+        """By device name, the first device that it can be swapped with: equal but for the name, and so are its links.
+
+        O(devices x kinds of devices + links).
+        """
+        others: dict[str, dict[tuple[str, bool], tuple[int, int]]] = {name: {} for name in (*self.names, HOST)}
+        for link in self.links:
+            speed = (link.bandwidth_bytes_per_s, link.latency_ns)
+            if speed != (self.default_bandwidth_bytes_per_s, self.default_latency_ns):
+                others[link.src][link.dst, True] = others[link.dst][link.src, False] = speed
+
+        def apart_from(name: str, other: str) -> dict[tuple[str, bool], tuple[int, int]]:
+            return {(end, sends): speed for (end, sends), speed in others[name].items() if end != other}
+
+        def alike(a: Device, b: Device) -> bool:
+            there, back = others[a.name].get((b.name, True)), others[a.name].get((b.name, False))
+            same = msgspec.structs.replace(a, name=b.name) == b and there == back
+            return same and apart_from(a.name, b.name) == apart_from(b.name, a.name)
+
+        firsts: list[Device] = []
+        found: dict[str, str] = {}
+        for device in self.devices:
+            first = next((first for first in firsts if alike(first, device)), device)
+            found[device.name] = first.name
+            if first is device:
+                firsts.append(device)
+        return found
+
     @property
     def names(self) -> tuple[str, ...]:
         """Device names in order."""

@@ -3,7 +3,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autosplit import catalogue
@@ -109,6 +109,47 @@ def test_rates_by_format():
 def test_a_plan_file_with_a_device_that_cannot_be_is_a_plan_error():
     with pytest.raises(PlanError, match="no devices"):
         Plan.from_json(b'{"strategy": "single", "mode": "infer", "cluster": {"devices": []}}')
+
+
+SPEEDS = st.sampled_from([(10, 1), (20, 1)])
+
+
+@st.composite
+def small_clusters(draw):
+    """Few devices of few kinds and few speeds, so that many can be swapped."""
+    names = [f"d{i}" for i in range(draw(st.integers(1, 4)))]
+    devices = tuple(Device(name=name, kind=draw(st.sampled_from("kl")), memory_bytes=1) for name in names)
+    ends = [(a, b) for a in (*names, HOST) for b in (*names, HOST) if a != b]
+    links = [link(a, b, *draw(SPEEDS)) for a, b in ends if draw(st.booleans())]
+    return Cluster(devices=devices, links=tuple(links), default_bandwidth_bytes_per_s=10, default_latency_ns=1)
+
+
+def can_be_swapped(cluster, a, b):
+    """By trying: no transfer takes another time when the two change places."""
+    swapped = {a: b, b: a}
+    ends = (*cluster.names, HOST)
+    same = cluster.device(a).kind == cluster.device(b).kind
+    return same and all(
+        cluster.transfer_ns(x, y, 10**9) == cluster.transfer_ns(swapped.get(x, x), swapped.get(y, y), 10**9)
+        for x in ends
+        for y in ends
+        if x != y
+    )
+
+
+@settings(max_examples=500)
+@given(small_clusters())
+def test_devices_that_can_be_swapped(cluster):
+    for i, name in enumerate(cluster.names):
+        first = next(other for other in cluster.names[: i + 1] if can_be_swapped(cluster, other, name))
+        assert cluster.first_alike[name] == first
+
+
+def test_devices_of_a_spec_can_be_swapped():
+    """Their links with the host are not the default: the solver must still know that they are alike."""
+    assert set(parse_cluster("4xA100-80GB").first_alike.values()) == {"gpu:0"}
+    assert set(parse_cluster("2xA100-80GB,2xH100-SXM").first_alike.values()) == {"gpu:0", "gpu:2"}
+    assert len(set(parse_cluster("4096xH200").first_alike.values())) == 1
 
 
 # ---------------------------------------------------------------- specs
