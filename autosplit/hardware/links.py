@@ -26,10 +26,11 @@ _LEAST_MEMORY_BYTES = 4 * 2**20
 def measure_links(cluster: Cluster, say: Callable[[str], None] = lambda pair: None) -> Cluster:
     """``cluster`` with a measured link for each ordered pair of its devices, and of each with the host.
 
-    A pair is first checked: random bytes go over it and come back, and must be what was sent. Then copies of 4 KiB,
-    16 KiB, ... up to MAX_PROBE_BYTES are timed as torch makes them, from the call until both devices are idle, the
-    median of REPEATS each. The pair's latency and bandwidth are the line through these times that is nearest in
-    relative error. Where there is no peer access, a copy goes through host memory, and so is measured.
+    A pair is first checked: random bytes go from the host to the one, to the other, and back, the host's own links
+    first; what returns must be what was sent. Then copies of 4 KiB, 16 KiB, ... up to MAX_PROBE_BYTES are timed as
+    torch makes them, from the call until both devices are idle, the median of REPEATS each. The pair's latency and
+    bandwidth are the line through these times that is nearest in relative error. Where there is no peer access, a
+    copy goes through host memory, and so is measured.
 
     Args:
         cluster: devices that are present; its links are replaced.
@@ -42,6 +43,8 @@ def measure_links(cluster: Cluster, say: Callable[[str], None] = lambda pair: No
     """
     ends = {HOST: torch.device("cpu"), **{name: _torch_device(name) for name in cluster.names}}
     pairs = [(a, b) for a, b in permutations(ends, 2) if ends[a] != ends[b]]
+    if not pairs:
+        return cluster
     pairs.sort(key=lambda pair: HOST not in pair)  # the way to and from each device first: the checks use it
     generator = torch.Generator().manual_seed(0)
     sent = torch.randint(-(2**63), 2**63 - 1, (MAX_PROBE_BYTES // 8,), generator=generator).view(torch.uint8)
@@ -49,11 +52,10 @@ def measure_links(cluster: Cluster, say: Callable[[str], None] = lambda pair: No
     for src, dst in pairs:
         say(f"{src} -> {dst}")
         sizes = _sizes(cluster, src, dst)
-        bandwidth, latency_ns = _measure(f"{src} -> {dst}", sent[: sizes[-1]], ends[src], ends[dst], sizes)
+        bandwidth, latency_ns = _measure(_pair(src, dst), sent[: sizes[-1]], ends[src], ends[dst], sizes)
         links.append(Link(src=src, dst=dst, bandwidth_bytes_per_s=bandwidth, latency_ns=latency_ns))
     kept = tuple(line for line in cluster.assumptions if not line.startswith("links:"))
-    words = (*kept, *_in_words(pairs)) if links else cluster.assumptions
-    return msgspec.structs.replace(cluster, links=tuple(links), assumptions=words)
+    return msgspec.structs.replace(cluster, links=tuple(links), assumptions=(*kept, *_in_words(pairs)))
 
 
 def fit(times: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -84,9 +86,10 @@ def _measure(
     pair: str, sent: torch.Tensor, src: torch.device, dst: torch.device, sizes: Sequence[int]
 ) -> tuple[int, int]:
     """Bandwidth and latency of one pair, after ``sent`` went over it unchanged; nothing is held after it."""
-    source, target = sent.to(src, copy=True), torch.zeros_like(sent, device=dst)
+    source, target, arrived = (torch.zeros_like(sent, device=device) for device in (src, dst, "cpu"))
+    _copy(source, sent)
     _copy(target, source)
-    arrived = target.cpu()
+    _copy(arrived, target)
     if not torch.equal(arrived, sent):
         raise DeviceFaultError(
             f"link {pair} changes data: {int((arrived != sent).sum())} of {sent.numel()} bytes arrived as others. "
@@ -95,6 +98,13 @@ def _measure(
         )
     del arrived
     return fit([(size, _median_ns(target[:size], source[:size])) for size in sizes])
+
+
+def _pair(src: str, dst: str) -> str:
+    """The pair in words. What comes back from a device has gone both ways between it and the host."""
+    if HOST not in (src, dst):
+        return f"{src} -> {dst}"
+    return f"{HOST} <-> {dst if src == HOST else src}"
 
 
 def _median_ns(dst: torch.Tensor, src: torch.Tensor) -> int:

@@ -81,7 +81,8 @@ class Facts:
         saved: storages its backward needs.
         hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
         flops, moved_bytes: arithmetic and memory traffic of the forward, for a roofline.
-        flops_dtype: format of the factors, as torch names it; "tf32" where torch.backends allows that for float32.
+        flops_dtype: format of the factors (of the last product, where there are several), as torch names it; "tf32"
+            where torch.backends allows that for float32.
         workspace_bytes: storages it allocates that do not outlive it.
     """
 

@@ -211,7 +211,7 @@ def test_a_link_that_changes_data_is_a_fault(monkeypatch: pytest.MonkeyPatch, sr
             to[12_345] ^= 1
 
     monkeypatch.setattr(links, "_copy", corrupting)
-    pair = f"{src} -> {dst}".replace("cpu", HOST)
+    pair = f"{src} -> {dst}" if "cpu" not in (src, dst) else f"host <-> {src if dst == 'cpu' else dst}"
     with (
         sim.cluster("2x16MiB") as cluster,
         pytest.raises(DeviceFaultError, match=f"link {pair} changes data") as caught,
