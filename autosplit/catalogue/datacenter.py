@@ -137,7 +137,9 @@ DATACENTER: tuple[Entry, ...] = (
         also=("NVIDIA L40S",),
         nominal_bytes=48 * GIGA,
         seen_bytes=gib(44.42),
-        flops_per_s=tera(float64=91.6 / 64, float32=91.6, tf32=183, bfloat16=362, float16=362, float8=733, int8=733),
+        flops_per_s=tera(
+            float64=91.6 / 64, float32=91.6, tf32=183, bfloat16=362.05, float16=362.05, float8=733, int8=733
+        ),
         bandwidth_bytes_per_s=864 * GIGA,
         pcie=PCIE_4,
         source="NVIDIA L40S data sheet, 2023",

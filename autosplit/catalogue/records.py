@@ -10,7 +10,7 @@ RESERVE_BYTES = 2**30
 ASSUMED_LAUNCH_NS = 5_000
 """Time to start one operator. No data sheet states it: it is an assumption until it is measured."""
 
-SEEN = "total memory in torch's out-of-memory messages in public issue reports, the least found, 2022-2026"
+SEEN = "total memory in torch's out-of-memory messages in public reports and logs, the least found, 2021-2026"
 """Source of ``Entry.seen_bytes``: the driver keeps some of the nominal memory (ECC, firmware) for itself."""
 
 GIGA, TERA = 10**9, 10**12
