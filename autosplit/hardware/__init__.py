@@ -12,10 +12,19 @@ from autosplit import catalogue
 from autosplit.device import HOST, Cluster, Device, from_data, is_described, parse_cluster, read_cluster
 from autosplit.errors import DeviceError
 from autosplit.hardware.links import measure_links
-from autosplit.hardware.present import DeviceLike, memory_of, names_of_type, present_device, present_names
+from autosplit.hardware.present import DeviceLike, is_present, memory_of, names_of_type, present_device, present_names
 from autosplit.units import format_ns, parse_bytes
 
-__all__ = ["DeviceLike", "DevicesLike", "measure_links", "memory_of", "present_names", "resolve", "torch_devices"]
+__all__ = [
+    "DeviceLike",
+    "DevicesLike",
+    "is_present",
+    "measure_links",
+    "memory_of",
+    "present_names",
+    "resolve",
+    "torch_devices",
+]
 
 DevicesLike = str | Cluster | Sequence[DeviceLike] | Mapping[DeviceLike, str | int] | Mapping[str, Any]
 

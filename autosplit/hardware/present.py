@@ -21,6 +21,11 @@ def present_names() -> list[str]:
     return [f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())]
 
 
+def is_present(name: str) -> bool:
+    """Whether a device of that name is here, to run on."""
+    return name == "cpu" or name in present_names()
+
+
 def names_of_type(kind: str) -> list[str]:
     """Names of the present devices of a type such as "cuda".
 
@@ -50,7 +55,7 @@ def present_device(asked: str | torch.device, memory_bytes: int | None = None) -
     if found.type == "cpu":
         return from_entry("cpu", catalogue.CPU, memory_of("cpu")[1] if memory_bytes is None else memory_bytes)
     name = f"{found.type}:{found.index or 0}"
-    if name not in present_names():
+    if not is_present(name):
         raise DeviceError(f"device {name!r} is not present: {_present_words()}")
     memory_bytes = memory_of(name)[0] if memory_bytes is None else memory_bytes
     reported = reported_name(name)

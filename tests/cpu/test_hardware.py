@@ -20,7 +20,7 @@ import autosplit
 from autosplit import catalogue, sim
 from autosplit.device import HOST, Cluster, Device, Rates, to_toml
 from autosplit.errors import DeviceFaultError
-from autosplit.hardware import links, measure_links, memory_of, present, resolve, torch_devices
+from autosplit.hardware import is_present, links, measure_links, memory_of, present, resolve, torch_devices
 from autosplit.hardware.links import MAX_PROBE_BYTES, REPEATS, fit
 
 DOC = Path(__file__).parents[2] / "docs" / "cluster.md"
@@ -53,6 +53,9 @@ def test_every_form_of_devices(tmp_path: Path) -> None:
         found = resolve("sim")
         assert resolve(found) == found
         assert found.devices[0].memory_bytes == 64 * 2**20
+        assert is_present("cpu")
+        assert is_present("sim:1")
+        assert not is_present("sim:2")
         assert memory_of("sim:0") == (64 * MIB, 64 * MIB)
         assert list(torch_devices(found)) == ["sim:0", "sim:1", "host"]
         assert any(line.startswith("links: not measured: taken as 25 GB/s") for line in found.assumptions)
