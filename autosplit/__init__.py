@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autosplit import sim
     from autosplit.api import apply, partition, plan
-    from autosplit.device import Cluster, Device, Link
+    from autosplit.device import Cluster, Device, Link, Rates
     from autosplit.errors import (
         AutosplitError,
         CapacityError,
@@ -39,6 +39,7 @@ _HOMES = {
     "Cluster": "autosplit.device",
     "Device": "autosplit.device",
     "Link": "autosplit.device",
+    "Rates": "autosplit.device",
     "AutosplitError": "autosplit.errors",
     "CapacityError": "autosplit.errors",
     "CaptureError": "autosplit.errors",
@@ -66,6 +67,7 @@ __all__ = [
     "Placement",
     "Plan",
     "PlanError",
+    "Rates",
     "VerifyError",
     "apply",
     "partition",

@@ -15,7 +15,7 @@ from torch import fx
 
 from autosplit.device import Device
 from autosplit.graph import CostGraph, Node, Tensor, TensorKind
-from autosplit.program import Input, Program, Value, module_path, operator_name
+from autosplit.program import Facts, Input, Program, Value, module_path, operator_name
 
 BACKWARD_FORWARD_RATIO = 2
 
@@ -97,8 +97,7 @@ class _Clock:
         return measured.workspace_bytes or 0 if measured is not None else 0
 
     def _estimate(self, node: fx.Node) -> int:
-        facts = self._program.facts[node]
-        return _roofline_ns(facts.flops, facts.moved_bytes, self._device)
+        return _roofline_ns(self._program.facts[node], self._device)
 
     def _by_operator(self) -> dict[str, tuple[float, float]]:
         """Median of measured forward and backward over the estimate, by operator, and of all as ""."""
@@ -128,11 +127,11 @@ def _node(program: Program, node: fx.Node, clocks: Mapping[str, _Clock], group: 
     )
 
 
-def _roofline_ns(flops: int, moved_bytes: int, device: Device) -> int:
-    if not flops and not moved_bytes:
+def _roofline_ns(facts: Facts, device: Device) -> int:
+    if not facts.flops and not facts.moved_bytes:
         return 0  # a view
-    compute_ns = flops * 10**9 // device.flops_per_s
-    memory_ns = moved_bytes * 10**9 // device.bandwidth_bytes_per_s
+    compute_ns = facts.flops * 10**9 // device.rate(facts.flops_dtype)
+    memory_ns = facts.moved_bytes * 10**9 // device.bandwidth_bytes_per_s
     return device.launch_ns + max(compute_ns, memory_ns)
 
 

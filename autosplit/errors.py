@@ -9,6 +9,7 @@
     +-- PlanError        a plan does not belong to this model, or is invalid  (exit 5)
     +-- VerifyError      the split model computed something else              (exit 1)
     +-- DeviceError      a device is unknown, repeated or not usable          (exit 2)
+        +-- DeviceFaultError  a device or a link is there, but does not work  (exit 6)
 
 Every message says what was asked, the value found, the limit, and the next step.
 """
@@ -79,3 +80,9 @@ class DeviceError(AutosplitError):
     """A device that was asked for is unknown, repeated, only described, or too small."""
 
     exit_code = 2
+
+
+class DeviceFaultError(DeviceError):
+    """A device or a link that is there does not do its work: it changes the data that passes it."""
+
+    exit_code = 6

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from autosplit.device import HOST, Cluster
-from autosplit.errors import CapacityError, PlanError
+from autosplit.errors import CapacityError, DeviceError, PlanError
 from autosplit.graph import CostGraph, Mode
 from autosplit.units import format_bytes
 
@@ -151,7 +151,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise PlanError(f"plan of {format_bytes(len(data))}: the limit is {format_bytes(MAX_PLAN_BYTES)}")
         try:
             plan = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, DeviceError) as error:
             raise PlanError(f"not a plan: {error}") from error
         if plan.format != PLAN_FORMAT:
             raise PlanError(f"plan format {plan.format}: this version reads format {PLAN_FORMAT}; plan again")

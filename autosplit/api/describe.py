@@ -108,6 +108,7 @@ def _assumptions(problem: Problem) -> list[str]:
     said = [
         f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
         *_how_timed(problem.timed),
+        *problem.cluster.assumptions,
         "memory: what torch allocates; kernel workspaces and the device's context are not counted",
         *_how_captured(problem.captured),
     ]

@@ -8,7 +8,7 @@ import msgspec
 
 from autosplit import estimate
 from autosplit.api.problem import Candidate, Problem
-from autosplit.device import HOST, Device
+from autosplit.device import HOST
 from autosplit.emit import assign
 from autosplit.errors import CapacityError, PlanError
 from autosplit.placement import Objective, Placement
@@ -125,15 +125,15 @@ def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) ->
 def _from_the_first(problem: Problem, placement: Placement) -> Placement:
     """The same placement with identical devices used in their order, where nothing tells them apart."""
     cluster = problem.cluster
-    if problem.io_device != HOST or cluster.links:
+    if problem.io_device != HOST:
         return placement
-    free: dict[Device, list[str]] = {}
-    for device in cluster.devices:
-        free.setdefault(msgspec.structs.replace(device, name=""), []).append(device.name)
+    free: dict[str, list[str]] = {}
+    for name in cluster.names:
+        free.setdefault(cluster.first_alike[name], []).append(name)
     renamed: dict[str, str] = {}
     for name in placement.devices.values():
         if name not in renamed:
-            renamed[name] = free[msgspec.structs.replace(cluster.device(name), name="")].pop(0)
+            renamed[name] = free[cluster.first_alike[name]].pop(0)
     devices = {node: renamed[name] for node, name in placement.devices.items()}
     return msgspec.structs.replace(placement, devices=devices)
 

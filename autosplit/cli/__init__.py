@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from autosplit.errors import (
     CapacityError,
     CaptureError,
     DeviceError,
+    DeviceFaultError,
     GraphError,
     PlanError,
     VerifyError,
@@ -35,6 +36,7 @@ _KINDS: dict[type[BaseException], str] = {
     PlanError: "plan",
     GraphError: "graph",
     VerifyError: "verify",
+    DeviceFaultError: "device-fault",
     DeviceError: "device",
     click.ClickException: "usage",
     KeyboardInterrupt: "interrupted",
@@ -89,7 +91,10 @@ def autosplit() -> None:
     help="An argument of forward: NAME=TYPE:SIZES, as in ids=i64:4x2048 or x=f32:2x3x224x224; t=i64: is one number.",
 )
 @click.option(
-    "--devices", required=True, metavar="SPEC", help="2x24GiB (described), cuda:0,cuda:1, auto, or cluster.toml."
+    "--devices",
+    required=True,
+    metavar="SPEC",
+    help="4xA100-80GB or 2x24GiB (described), cuda:0,cuda:1, auto, or cluster.toml.",
 )
 @click.option("--for", "mode", type=click.Choice(["infer", "train"]), default="infer", show_default=True)
 @click.option(
@@ -172,6 +177,42 @@ def show(file: str, as_json: bool) -> None:
 
 
 @autosplit.command()
+@click.argument("spec", required=False)
+@click.option("--measure", is_flag=True, help="Measure the links between devices that are present, and check them.")
+@click.option("--catalogue", is_flag=True, help="List the devices that a spec can name, with the sources.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a cluster.toml.")
+@_json
+@_debug
+def devices(*, spec: str | None, measure: bool, catalogue: bool, out: Path | None, as_json: bool) -> None:
+    """List the devices that are present, or those that SPEC names, and what is known of them and of their links.
+
+    SPEC is what --devices of `plan` takes: 4xA100-80GB, 2x24GiB, cuda:0,cuda:1, cluster.toml. What --out writes, a
+    plan can be made for: --devices FILE.
+    """
+    from autosplit.cli import inventory
+    from autosplit.device import is_described
+
+    if catalogue:
+        if spec is not None or measure or out is not None:
+            raise click.UsageError("--catalogue lists what a spec can name: give it alone, or with --json")
+        _list(inventory.catalogue_document() if as_json else inventory.catalogue_listing())
+        return
+    if measure and spec is not None and is_described(spec):
+        raise click.UsageError(f"--measure is for devices that are present; {spec!r} describes some that need not be")
+    with _progress("looking for devices"):
+        stock = inventory.take_stock(spec)
+    if measure and not stock.is_measurable:
+        click.echo("nothing to measure: there is no accelerator, and so no link", err=True)
+    elif measure:
+        with _progress("measuring links"):
+            stock = inventory.measured(stock)
+    if out is not None:
+        _write(lambda: inventory.save(stock.cluster, out), out)
+        click.echo(f"cluster saved: autosplit plan MODEL --devices {out}", err=True)
+    _list(inventory.document(stock) if as_json else inventory.listing(stock))
+
+
+@autosplit.command()
 @_debug
 def demo() -> int:
     """Train a GPT that fits no single virtual device, split, next to the unsplit model.
@@ -210,11 +251,24 @@ def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
 
 
 def _save(plan: Plan, out: Path) -> None:
+    _write(lambda: plan.save(out), out)
+    click.echo(f"plan saved: autosplit show {out}", err=True)
+
+
+def _write(write: Callable[[], None], out: Path) -> None:
     try:
-        plan.save(out)
+        write()
     except OSError as error:
         raise click.BadParameter(f"cannot write {str(out)!r}: {error.strerror}", param_hint="--out") from error
-    click.echo(f"plan saved: autosplit show {out}", err=True)
+
+
+def _list(found: str | Iterable[RenderableType]) -> None:
+    """Print one JSON document, or what people read."""
+    if isinstance(found, str):
+        click.echo(found)
+        return
+    for part in found:
+        _print(part)
 
 
 def _show(plan: Plan, as_json: bool) -> None:

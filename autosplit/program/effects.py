@@ -36,11 +36,13 @@ class _Effects(TorchDispatchMode):
         self.written: set[int] = set()
         self.allocated: dict[int, int] = {}
         self.flops = 0
+        self.flops_dtype = "float32"
         self.moved_bytes = 0
         self.alive: list[Any] = []  # a freed storage's address could come back as another's
 
     def clear(self) -> None:
         self.written, self.allocated, self.flops, self.moved_bytes = set(), {}, 0, 0
+        self.flops_dtype = "float32"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -59,8 +61,20 @@ class _Effects(TorchDispatchMode):
             if not func.is_view:
                 self.moved_bytes += sum(map(_size_bytes, inputs)) + sum(map(_size_bytes, outputs))
                 formula = flop_registry.get(func.overloadpacket)
-                self.flops += int(formula(*args, **kwargs, out_val=result)) if formula is not None else 0
+                if formula is not None:
+                    self.flops += int(formula(*args, **kwargs, out_val=result))
+                    self.flops_dtype = _number_format(func, inputs)
         return result
+
+
+def _number_format(func: Any, factors: Sequence[torch.Tensor]) -> str:
+    """The format that an accelerator multiplies ``factors`` in: their dtype's name, or "tf32" where that is allowed."""
+    dtype = factors[0].dtype if factors else torch.float32
+    backends: Any = torch.backends  # torch leaves cudnn.conv untyped
+    backend = backends.cudnn.conv if "convolution" in func.__name__ else backends.cuda.matmul
+    if dtype == torch.float32 and backend.fp32_precision == "tf32":
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
 
 
 def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -145,6 +159,7 @@ class _Analysis(fx.Interpreter):
             saved=frozenset(map(self._id, self.saved)),
             hidden={self._id(s): size for s, size in hidden.items()},
             flops=effects.flops,
+            flops_dtype=effects.flops_dtype,
             moved_bytes=effects.moved_bytes,
             workspace_bytes=sum(gone),
             form=form_of(result),

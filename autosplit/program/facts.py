@@ -81,6 +81,8 @@ class Facts:
         saved: storages its backward needs.
         hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
         flops, moved_bytes: arithmetic and memory traffic of the forward, for a roofline.
+        flops_dtype: format of the factors (of the last product, where there are several), as torch names it; "tf32"
+            where torch.backends allows that for float32.
         workspace_bytes: storages it allocates that do not outlive it.
         form: its result, with a Spec in the place of each tensor.
     """
@@ -92,6 +94,7 @@ class Facts:
     saved: frozenset[int] = frozenset()
     hidden: dict[int, int] = field(default_factory=dict)
     flops: int = 0
+    flops_dtype: str = "float32"
     moved_bytes: int = 0
     workspace_bytes: int = 0
     form: Any = None

@@ -85,13 +85,11 @@ class Problem:
     @cached_property
     def classes(self) -> list[int]:
         """For each device the first device that is interchangeable with it."""
-        linked = {name for link in self.cluster.links for name in (link.src, link.dst)}
+        alike = self.cluster.first_alike
         first: dict[tuple[object, ...], int] = {}
         return [
-            first.setdefault(
-                (device.kind, self.capacity[d], d == self.judge.io, device.name in linked and device.name), d
-            )
-            for d, device in enumerate(self.cluster.devices)
+            first.setdefault((alike[name], self.capacity[d], d == self.judge.io), d)
+            for d, name in enumerate(self.cluster.names)
         ]
 
     def answer(self, labels: Sequence[int], method: str) -> Answer:
