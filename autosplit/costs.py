@@ -57,6 +57,7 @@ def build_graph(
     devices: Iterable[Device],
     optimizer: OptimizerCost | None = None,
     times: Mapping[str, Times] | None = None,
+    lent: Mapping[str, tuple[Device, Times]] | None = None,
 ) -> CostGraph:
     """The cost graph of ``program`` for the kinds of ``devices``.
 
@@ -65,10 +66,12 @@ def build_graph(
         devices: one time is found for each distinct kind.
         optimizer: what training keeps for each parameter; None costs a step without one.
         times: what was measured, by kind of device.
+        lent: for kinds that nothing was measured on, another device and what was measured there: operators are taken
+            to miss their estimates as they do there.
     """
     groups = _group_names(program)
-    measured = times or {}
-    clocks = {device.kind: _Clock(program, device, measured.get(device.kind, {})) for device in devices}
+    measured, borrowed = times or {}, lent or {}
+    clocks = {d.kind: _Clock(program, d, measured.get(d.kind, {}), borrowed.get(d.kind)) for d in devices}
     nodes = [_node(program, node, clocks, groups.get(node)) for node in program.nodes]
     flows = _collect(program)
     useful = _useful(program)
@@ -79,15 +82,17 @@ def build_graph(
 class _Clock:
     """Forward and backward ns of each node on one kind of device."""
 
-    def __init__(self, program: Program, device: Device, times: Times) -> None:
+    def __init__(
+        self, program: Program, device: Device, times: Times, lent: tuple[Device, Times] | None = None
+    ) -> None:
         self._program, self._device, self._times = program, device, times
-        self._factors = self._by_operator()
+        self._factors = self._by_operator(*(lent or (device, times)))
 
     def __call__(self, node: fx.Node) -> tuple[int, int]:
         measured = self._times.get(self._program.names[node])
         if measured is not None:
             return measured.forward_ns, measured.backward_ns
-        estimate = self._estimate(node)
+        estimate = self._estimate(node, self._device)
         factors = self._factors.get(operator_name(node)) or self._factors.get("", (1.0, float(BACKWARD_FORWARD_RATIO)))
         return round(estimate * factors[0]), round(estimate * factors[1])
 
@@ -96,14 +101,14 @@ class _Clock:
         measured = self._times.get(self._program.names[node])
         return measured.workspace_bytes or 0 if measured is not None else 0
 
-    def _estimate(self, node: fx.Node) -> int:
-        return _roofline_ns(self._program.facts[node], self._device)
+    def _estimate(self, node: fx.Node, device: Device) -> int:
+        return _roofline_ns(self._program.facts[node], device)
 
-    def _by_operator(self) -> dict[str, tuple[float, float]]:
+    def _by_operator(self, device: Device, times: Times) -> dict[str, tuple[float, float]]:
         """Median of measured forward and backward over the estimate, by operator, and of all as ""."""
         ratios: dict[str, list[tuple[float, float]]] = {}
         for node in self._program.nodes:
-            measured, estimate = self._times.get(self._program.names[node]), self._estimate(node)
+            measured, estimate = times.get(self._program.names[node]), self._estimate(node, device)
             if measured is not None and estimate:
                 for key in ("", operator_name(node)):
                     ratios.setdefault(key, []).append((measured.forward_ns / estimate, measured.backward_ns / estimate))

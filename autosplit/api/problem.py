@@ -14,7 +14,7 @@ from torch import nn
 from autosplit import estimate
 from autosplit.api.timing import ProfileChoice, Timed, find_times
 from autosplit.capture import Captured
-from autosplit.costs import OptimizerCost, Times, build_graph
+from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.graph import CostGraph, Mode
@@ -90,18 +90,18 @@ class Problem:
     @cached_property
     def graph(self) -> CostGraph:
         """The cost graph, with measured times where there are some."""
-        return self._graph({}) if not self.timed.times else self._graph(self.timed.times)
+        return self._graph(self.timed)
 
     @cached_property
     def timed(self) -> Timed:
         """What was measured."""
         if self.request.profile is False:
             return Timed()
-        return find_times(self.program, self._graph({}), self.cluster, self.request.profile)
+        return find_times(self.program, self._graph(Timed()), self.cluster, self.request.profile)
 
-    def _graph(self, times: Mapping[str, Times]) -> CostGraph:
+    def _graph(self, timed: Timed) -> CostGraph:
         cost = None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
-        return build_graph(self.program, self.cluster.devices, cost, times)
+        return build_graph(self.program, self.cluster.devices, cost, timed.times, timed.lent)
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import fx
 
+from autosplit.catalogue import find
 from autosplit.costs import Measured, Times
-from autosplit.device import Cluster, Device
+from autosplit.device import Cluster, Device, from_entry
 from autosplit.emit import assign, rewrite
 from autosplit.estimate import peak_bytes
 from autosplit.graph import CostGraph
 from autosplit.hardware import is_present, torch_devices
 from autosplit.placement import TimeSource
-from autosplit.profiler import NOISY, Profile, Progress, Store, device_name, profile
+from autosplit.profiler import NOISY, Profile, Progress, Store, device_name, profile, recall
 from autosplit.program import Program
 
 ProfileChoice = bool | Literal["auto"]
@@ -31,6 +33,7 @@ class Timed:
     """Times by kind of device and node name, how good they are, and what to say of them."""
 
     times: dict[str, Times] = field(default_factory=dict)
+    lent: dict[str, tuple[Device, Times]] = field(default_factory=dict)
     source: TimeSource = "estimated"
     notes: list[str] = field(default_factory=list)
 
@@ -47,10 +50,11 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
     """
     timed = Timed()
     kinds = {device.kind: device for device in reversed(cluster.devices)}
+    store = Store()
     for kind, device in kinds.items():
-        if choice is False or not is_present(device.name):
+        if not is_present(device.name):
+            _borrow(timed, program, device, store)
             continue
-        store = Store()
         measures = choice is True or torch.device(device.name).type not in ("cpu", "sim")
         if measures or store.read(device_name(torch.device(device.name))):
             found = _profile(program, graph, device, store, measures=measures)
@@ -60,25 +64,48 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
             timed.notes += _told(found, kind, len(program.nodes))
     wanted = len(kinds) * len(program.nodes)
     known = sum(name in times for times in timed.times.values() for name in graph.nodes)
-    timed.source = "measured" if known == wanted else "calibrated" if known else "estimated"
+    timed.source = "measured" if known == wanted else "calibrated" if known or timed.lent else "estimated"
     return timed
+
+
+def _borrow(timed: Timed, program: Program, device: Device, store: Store) -> None:
+    """Have a described device's estimates follow what was measured on another accelerator of the catalogue."""
+    if find(device.kind) is None:
+        return  # its rates are a guess: nothing to scale
+    for name in store.devices():
+        entry = find(name)
+        if entry is not None:
+            found = recall(program, _emitted(program, "cpu"), store, name)
+            if found:
+                times = {n: Measured(t.forward_ns, t.backward_ns) for n, t in found.items()}
+                timed.lent[device.kind] = from_entry(name, entry), times
+                timed.notes.append(
+                    f"times on {device.kind}: estimates scaled by operator by what {len(found)} of "
+                    f"{len(program.nodes)} operations took on {name}"
+                )
+                return
 
 
 def _profile(program: Program, graph: CostGraph, device: Device, store: Store, *, measures: bool) -> Profile:
     here = Cluster(devices=(device,))
-    assignment = assign(program, dict.fromkeys(graph.nodes, device.name), {}, device.name)
-    emitted = rewrite(program, assignment, torch_devices(here), device.name)
     needs = peak_bytes(graph, dict.fromkeys(graph.nodes, device.name), here, device.name)[device.name]
     with _bar() as progress:
         return profile(
             program,
-            emitted.graph_module,
+            _emitted(program, device.name),
             torch.device(device.name),
             fits=needs <= _SHARE * _free_bytes(device),
             store=store,
             measures=measures,
             progress=progress,
         )
+
+
+def _emitted(program: Program, device: str) -> fx.GraphModule:
+    """The program as it runs on one device alone."""
+    placement = dict.fromkeys(program.names.values(), device)
+    devices = torch_devices(Cluster(devices=(Device(name=device, kind=device, memory_bytes=1),)))
+    return rewrite(program, assign(program, placement, {}, device), devices, device).graph_module
 
 
 def _free_bytes(device: Device) -> int:

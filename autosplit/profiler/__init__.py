@@ -12,7 +12,7 @@ store      what was measured before, on disk
 """
 
 from autosplit.profiler.store import Store, cache_folder
-from autosplit.profiler.task import Profile, Progress, device_name, profile
+from autosplit.profiler.task import Profile, Progress, device_name, profile, recall
 from autosplit.profiler.timing import NOISY, Timing
 
-__all__ = ["NOISY", "Profile", "Progress", "Store", "Timing", "cache_folder", "device_name", "profile"]
+__all__ = ["NOISY", "Profile", "Progress", "Store", "Timing", "cache_folder", "device_name", "profile", "recall"]

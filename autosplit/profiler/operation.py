@@ -109,5 +109,6 @@ def _text(value: Any) -> str:
 
 
 def _autocast() -> str:
+    """What autocast casts to, whatever the device: one graph is on one kind."""
     kinds = ("cpu", torch._C._get_privateuse1_backend_name(), "cuda")
-    return ",".join(f"{k}:{torch.get_autocast_dtype(k)}" for k in kinds if torch.is_autocast_enabled(k))
+    return ",".join(str(torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))

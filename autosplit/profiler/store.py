@@ -45,6 +45,15 @@ class Store:
                             found[row[0]] = Timing(*row[1:])
         return found
 
+    def devices(self) -> list[str]:
+        """Names of the devices that something is known of under this torch."""
+        with self._open() as database:
+            if database is not None:
+                with suppress(*_BROKEN):
+                    query = "SELECT DISTINCT device FROM timing WHERE torch=? ORDER BY device"
+                    return [str(row[0]) for row in database.execute(query, (torch.__version__,))]
+        return []
+
     def write(self, device: str, timings: Mapping[str, Timing]) -> None:
         """Keep what was measured."""
         rows = [

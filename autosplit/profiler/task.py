@@ -88,6 +88,23 @@ def profile(
         return task.run(store, fits, progress if measures else None, measures=measures)
 
 
+def recall(program: Program, emitted: fx.GraphModule, store: Store, device: str) -> dict[str, Timing]:
+    """What the store knows of a program on a device that is not here, by the node's stable name.
+
+    Args:
+        program: a captured program.
+        emitted: the program emitted for the CPU alone.
+        store: what was measured before.
+        device: name that the measurements are kept under.
+    """
+    known = store.read(device)
+    cpu = torch.device("cpu")
+    with torch.set_grad_enabled(program.mode == "train"), _casting(program, cpu):
+        task = _Task(program, emitted, cpu)
+        operations = task.operations()
+    return {task.names[node]: known[op.key] for node, op in operations if op.is_shared and op.key in known}
+
+
 class _Task:
     def __init__(self, program: Program, emitted: fx.GraphModule, device: torch.device) -> None:
         self.program, self.emitted, self.device = program, emitted, device

@@ -314,3 +314,24 @@ def test_scratch_memory_is_measured_where_the_device_tells() -> None:
             found = profile(program, emitted.graph_module, torch.device("sim:0"), fits=fits)
             assert found.timings[program.names[node]].workspace_bytes >= 64 * 256 * 4  # the normalised inputs
     assert program.facts[node].workspace_bytes >= 64 * 256 * 4
+
+
+def test_what_was_measured_elsewhere_calibrates_a_device_of_the_catalogue(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOSPLIT_CACHE", str(tmp_path))
+    model, args = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)), (torch.randn(8, 64),)
+
+    def plan(devices: str) -> autosplit.Plan:
+        return autosplit.plan(model, devices, args, mode="infer")
+
+    before = plan("1xA100-80GB")
+    assert before.prediction.time_source == "estimated"
+    measured(model, args, mode="infer", store=Store(tmp_path))
+    assert plan("1xA100-80GB").prediction == before.prediction  # a CPU says nothing of a GPU
+    (name,) = Store(tmp_path).devices()
+    slow = {key: Timing(40_000_000, 0) for key in Store(tmp_path).read(name)}
+    Store(tmp_path).write("NVIDIA H200", slow)
+    after = plan("1xA100-80GB")
+    assert after.prediction.time_source == "calibrated"
+    assert after.prediction.step_ns > 3 * 40_000_000 * 0.9
+    assert any("took on NVIDIA H200" in said for said in after.assumptions)
+    assert plan("1x80GiB").prediction.time_source == "estimated"
