@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,8 +38,16 @@ _INDEXING = frozenset(
         torch.ops.aten._index_put_impl_,
     )
 )
-_MADE_OF_OTHERS = {  # no device has a kernel of its own for these: their intermediates count
-    func: decomposition_table[func] for func in (torch.ops.aten._safe_softmax.default,)
+
+
+def _safe_softmax(scores: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """As torch composes it: rows that are masked as a whole become 0, in place."""
+    out = torch.softmax(scores, dim, dtype=dtype)
+    return out.masked_fill_(scores.eq(float("-inf")).all(dim, keepdim=True), 0.0)
+
+
+_MADE_OF_OTHERS: dict[Any, Callable[..., Any]] = {  # no device has a kernel of its own: their intermediates count
+    torch.ops.aten._safe_softmax.default: _safe_softmax,
 }
 
 

@@ -92,17 +92,25 @@ def _attention(  # noqa: PLR0917  # torch's own signature
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention with dropout, by the operations of torch's math path and in their order."""
+    """Attention with dropout, by the operations of torch's math path, in their order and with their lifetimes."""
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        zero, never = (torch.scalar_tensor(x, dtype=query.dtype, device=query.device) for x in (0.0, -math.inf))
-        attn_mask = torch.where(attn_mask, zero, never)
+    mask = _float_mask(attn_mask, query.dtype)
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     root = math.sqrt(scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
-    scores = (query * root) @ (key.transpose(-2, -1) * root)
-    if attn_mask is not None:
-        scores = scores + attn_mask
+    scaled = query * root  # it lives until the end, as the local variable of torch's that it is
+    scores = scaled @ (key.transpose(-2, -1) * root)
+    if mask is not None:
+        scores.add_(mask)
     scores = torch.ops.aten._safe_softmax(scores, -1)
-    return torch.native_dropout(scores, dropout_p, True)[0] @ value
+    scores = torch.native_dropout(scores, dropout_p, True)[0]
+    return scores @ value
+
+
+def _float_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What a boolean mask adds to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    zero, never = (torch.scalar_tensor(x, dtype=dtype, device=mask.device) for x in (0.0, -math.inf))
+    return torch.where(mask, zero, never)
