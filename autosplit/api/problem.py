@@ -110,6 +110,14 @@ class Problem:
         last = self.cluster.names[0]
         return {name: (last := homes.get(name, last)) for name in self.weights}
 
+    @cached_property
+    def kept(self) -> frozenset[int]:
+        """Places of the outputs that go into an object of the caller, such as a KV cache, in inference."""
+        program = self.program
+        if program.returned is None or self.request.mode == "train":
+            return frozenset()
+        return frozenset(range(len(program.output.args[0]))) - program.returned  # type: ignore[arg-type]
+
     def arrivals(self, assignment: Assignment) -> dict[int, str]:
         """Device of the inputs, by place, that are state: they live with their readers."""
         inputs = self.program.inputs.items()
@@ -146,5 +154,6 @@ class Problem:
                 arrivals=self.arrivals(assignment),
                 mode=self.request.mode,
                 optimizer=self.factory,
+                kept=self.kept,
             )
         return Candidate(placement, homes, transfers, footprints)

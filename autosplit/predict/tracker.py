@@ -1,0 +1,207 @@
+"""The tracker: notes each storage from the operation that makes it until it dies, and what it is for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from autosplit.errors import PlanError
+from autosplit.predict.ledger import Kind, Log, Record
+from autosplit.program import GradientSums, call_on_fakes, tensor_leaves
+
+_COPIES = ("aten::_to_copy", "aten::copy_")
+_ASKS_DEVICE = torch.ops.prim.device.default
+_ADD = torch.ops.aten.add.Tensor
+_is_dense = torch.ops.aten.is_non_overlapping_and_dense.default
+_LITERAL = torch.ops.aten.lift_fresh.default
+_INDEXING = frozenset(
+    (
+        torch.ops.aten.index,
+        torch.ops.aten._unsafe_index,
+        torch.ops.aten.index_put,
+        torch.ops.aten.index_put_,
+        torch.ops.aten._unsafe_index_put,
+        torch.ops.aten._index_put_impl_,
+    )
+)
+
+
+def _safe_softmax(scores: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """As torch composes it: rows that are masked as a whole become 0, in place."""
+    out = torch.softmax(scores, dim, dtype=dtype)
+    return out.masked_fill_(scores.eq(float("-inf")).all(dim, keepdim=True), 0.0)
+
+
+_MADE_OF_OTHERS: dict[Any, Callable[..., Any]] = {  # no device has a kernel of its own: their intermediates count
+    torch.ops.aten._safe_softmax.default: _safe_softmax,
+}
+
+
+class _Cell(weakref.ref[torch.UntypedStorage]):
+    """A storage that is alive, and its record."""
+
+    __slots__ = ("key", "record")
+
+    key: int
+    record: Record
+
+
+class Tracker(TorchDispatchMode):
+    """Books each storage on its device, from the operation that makes it until it dies.
+
+    Args:
+        devices: how many there are; storages on a CPU without an index are the host's and are not booked.
+
+    Attributes:
+        log: what was noted.
+        position: how many operators have run.
+        calls: to be active while the program runs.
+        sums: to be told of each backward.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, devices: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.log = Log()
+        self.position = 0
+        self.calls = Calls()
+        self.sums = GradientSums()
+        self._devices = devices
+        self._kind: Kind = "activations"
+        self._live: dict[int, _Cell] = {}
+        self._literals = WeakIdKeyDictionary()
+        self._sum: tuple[Record, _Cell] | None = None  # the term that a sum of gradients may take the place of
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():  # the function modes are for what the graph calls, not for what we do
+            return func(*args) if func is _ASKS_DEVICE else self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._literals:
+            args, kwargs = self._landed(args, kwargs)
+        if hasattr(func, "_schema") and func._schema.name not in _COPIES:
+            _check_devices(func, tensor_leaves((_without_host_indices(func, args), kwargs)))
+        if func in _MADE_OF_OTHERS:
+            with self:
+                return _MADE_OF_OTHERS[func](*args, **kwargs)
+        self.position += 1
+        result = call_on_fakes(func, args, kwargs, self)
+        if isinstance(result, torch.Tensor):
+            self._book(result)
+            if func is _ADD and self.sums.is_one():
+                self._added(args[0], args[1], result)
+            elif func is _LITERAL:
+                self._literals[result] = True
+        else:
+            for tensor in tensor_leaves(result):
+                self._book(tensor)
+        return result
+
+    @contextmanager
+    def phase(self, name: str, kind: Kind) -> Iterator[None]:
+        """Storages that are made inside are of this kind, until something else is known of them."""
+        self.log.phases.append((name, self.position))
+        before, self._kind = self._kind, kind
+        try:
+            yield
+        finally:
+            self._kind = before
+
+    def settle(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
+        """These tensors' storages are of this kind."""
+        for record in self._records(tensors):
+            record.kind = kind
+
+    def settle_new(self, since: int, kind: Kind) -> None:
+        """What was made since event ``since`` and is alive is of this kind."""
+        for record in self.log.events[since:]:
+            if record.is_live:
+                record.kind = kind
+
+    def allocated_by(self, tensors: Sequence[torch.Tensor]) -> list[int]:
+        """Bytes of these tensors' storages by device."""
+        total = [0] * self._devices
+        for record in self._records(tensors):
+            total[record.device] += record.size_bytes
+        return total
+
+    def _records(self, tensors: Iterable[torch.Tensor]) -> list[Record]:
+        keys = dict.fromkeys(tensor.untyped_storage()._cdata for tensor in tensors)
+        return [self._live[key].record for key in keys if key in self._live]
+
+    def _book(self, tensor: torch.Tensor) -> None:
+        storage, index = tensor.untyped_storage(), tensor.device.index
+        key = storage._cdata
+        if index is None or key in self._live:  # the host's memory is not planned
+            return
+        recomputed = self._kind == "workspace" and torch.is_grad_enabled()  # a checkpoint, in the backward
+        kind: Kind = "activations" if recomputed else self._kind
+        cell = _Cell(storage, self._died)
+        cell.key, cell.record = key, Record(index, storage.nbytes(), kind, self.calls.count)
+        self._live[key] = cell
+        self.log.note(cell.record, self.position)
+
+    def _died(self, cell: weakref.ref[torch.UntypedStorage]) -> None:
+        assert isinstance(cell, _Cell)
+        record = cell.record
+        del self._live[cell.key]
+        if self._sum is not None and self._sum[0] is record and self.log.events[-1] is self._sum[1].record:
+            self.log.take_back()  # it was added to in place: its memory lives on as the sum
+            self._sum[1].record, self._sum = record, None
+            return
+        record.is_live = False
+        if record.kind == "activations" and record.operator == self.calls.count:
+            record.kind = "workspace"
+        self.log.note(record, self.position)
+
+    def _added(self, held: torch.Tensor, term: torch.Tensor, result: torch.Tensor) -> None:
+        """Autograd adds in place to a gradient that nobody else holds: to one that dies now."""
+        old, new = (self._live.get(tensor.untyped_storage()._cdata) for tensor in (held, result))
+        same_form = held.dtype == term.dtype and held.shape == term.shape
+        if old is not None and new is not None and same_form and _is_dense(held):
+            self._sum = (old.record, new)
+
+    def _landed(self, args: Any, kwargs: Any) -> Any:
+        """The arguments with literals on the device of the others: fake ones stay on the host, whatever was asked."""
+        device = next((t.device for t in tensor_leaves((args, kwargs)) if t.device.index is not None), None)
+
+        def land(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device) if tensor in self._literals else tensor
+
+        return (args, kwargs) if device is None else pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls of torch's functions: what one makes and drops before the next is its workspace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _without_host_indices(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments that must be on one device; indices may be on the host, as on accelerators."""
+    if func.overloadpacket not in _INDEXING:
+        return args
+    return (args[0], [i for i in args[1] if i is not None and i.device.index is not None], *args[2:])
+
+
+def _check_devices(func: Any, tensors: list[torch.Tensor]) -> None:
+    found = {tensor.device for tensor in tensors if tensor.dim() or tensor.device.index is not None}
+    if len(found) > 1:
+        raise PlanError(f"{func}: its tensors are on {len(found)} devices ({', '.join(sorted(map(str, found)))})")
