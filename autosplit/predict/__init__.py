@@ -72,8 +72,11 @@ def predict_memory(
             values, placed, weight_bytes = homes.place(tracker)
             steps = Steps(tracker, run, values, partial(homes.batch, placed), held, workload.microbatches, kept)
             trained = [weight for weight in placed.values() if weight.requires_grad]
-            start = steps.train(trained, optimizer) if mode == "train" else steps.infer()
-        found[held] = replay(tracker.log, cluster, weight_bytes, start)
+            if mode == "train":
+                steps.train(trained, optimizer)
+            else:
+                steps.infer()
+        found[held] = replay(tracker.log, cluster, weight_bytes)
     return {name: found[workload.held_on(name)][name] for name in cluster.names}
 
 
@@ -137,5 +140,5 @@ def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:
             with tracker.phase("step", "workspace"):
                 optimizer.step()
             tracker.settle_new(since, "optimizer")
-    parts = replay(tracker.log, cluster, [2 * size_bytes], 0)["probe"].breakdown
+    parts = replay(tracker.log, cluster, [2 * size_bytes])["probe"].breakdown
     return parts.optimizer_bytes / size_bytes, parts.workspace_bytes / size_bytes

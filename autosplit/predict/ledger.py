@@ -40,11 +40,13 @@ class Log:
         events: each storage at its birth, and again at its death.
         positions: of each event: how many operators ran before it.
         phases: (name, position) of the start of each phase.
+        steps: position of the start of each step.
     """
 
     events: list[Record] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     phases: list[tuple[str, int]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
 
     def note(self, record: Record, position: int) -> None:
         """Note the birth or the death of a storage."""
@@ -64,13 +66,15 @@ class Footprint:
     Attributes:
         peak_bytes: most bytes allocated at once, each allocation rounded as the allocator rounds.
         reserved_bytes: most bytes the allocator takes from the device.
+        requested_bytes: most bytes asked for at once, before rounding.
         weight_bytes: parameters and buffers.
         breakdown: what the peak is made of; with its reserve, what the reserved bytes are.
-        timeline: bytes allocated over the last step.
+        timeline: bytes allocated over the step that has the peak, the last one of those.
     """
 
     peak_bytes: int
     reserved_bytes: int
+    requested_bytes: int
     weight_bytes: int
     breakdown: Breakdown
     timeline: Timeline
@@ -84,9 +88,10 @@ class _Device:
         self.held = [0] * len(_KINDS)
         self.at_peak = list(self.held)
         self.peak_bytes = 0
+        self.peak_position = 0
         self.points: list[Point] = []
 
-    def play(self, record: Record) -> None:
+    def play(self, record: Record, position: int) -> None:
         """Allocate a storage at its first event, free it at its second."""
         if record.block is None:
             record.block = _malloc(self.allocator, record.size_bytes)
@@ -94,48 +99,54 @@ class _Device:
                 self.held[_PLACE[record.kind]] += record.block.size_bytes
             if self.allocator.allocated_bytes >= self.peak_bytes:
                 self.peak_bytes, self.at_peak = self.allocator.allocated_bytes, list(self.held)
+                self.peak_position = position
         else:
             self.held[_PLACE[record.kind]] -= record.block.size_bytes
             self.allocator.free(record.block)
+        self.points.append((position, self.allocator.allocated_bytes))
 
 
-def replay(log: Log, cluster: Cluster, weight_bytes: Sequence[int], start: int) -> dict[str, Footprint]:
+def replay(log: Log, cluster: Cluster, weight_bytes: Sequence[int]) -> dict[str, Footprint]:
     """The footprint of each device.
 
     Args:
         log: what happened; each record is played once, so a log is replayed once.
         cluster: the devices; records name them by number.
         weight_bytes: bytes of the weights of each device.
-        start: the position from which the timelines begin.
 
     Returns:
         Footprint by device name. O(events x log(free blocks)).
     """
     devices = [_Device(device.memory_bytes) for device in cluster.devices]
     for record, position in zip(log.events, log.positions, strict=True):
-        device = devices[record.device]
-        device.play(record)
-        if position >= start:
-            device.points.append((position, device.allocator.allocated_bytes))
-    phases = tuple((name, position) for name, position in log.phases if position >= start)
+        devices[record.device].play(record, position)
     return {
-        name: _footprint(device, weights, phases)
+        name: _footprint(device, weights, log)
         for name, device, weights in zip(cluster.names, devices, weight_bytes, strict=True)
     }
 
 
-def _footprint(device: _Device, weight_bytes: int, phases: tuple[tuple[str, int], ...]) -> Footprint:
+def _footprint(device: _Device, weight_bytes: int, log: Log) -> Footprint:
     peak_bytes, reserved_bytes = device.peak_bytes, device.allocator.peak_reserved_bytes
     parts = {f"{kind}_bytes": size for kind, size in zip(_KINDS, device.at_peak, strict=True)}
-    points = downsample(device.points, _MOST_POINTS)
     return Footprint(
         peak_bytes=peak_bytes,
         reserved_bytes=reserved_bytes,
+        requested_bytes=device.allocator.peak_requested_bytes,
         weight_bytes=weight_bytes,
         breakdown=Breakdown(**parts, reserve_bytes=reserved_bytes - peak_bytes),
-        timeline=Timeline(
-            positions=tuple(at for at, _ in points), allocated_bytes=tuple(size for _, size in points), phases=phases
-        ),
+        timeline=_timeline(device, log),
+    )
+
+
+def _timeline(device: _Device, log: Log) -> Timeline:
+    start = max((step for step in log.steps if step <= device.peak_position), default=0)
+    end = min((step for step in log.steps if step > device.peak_position), default=log.positions[-1] + 1)
+    points = downsample([point for point in device.points if start <= point[0] < end], _MOST_POINTS)
+    return Timeline(
+        positions=tuple(position for position, _ in points),
+        allocated_bytes=tuple(size for _, size in points),
+        phases=tuple(phase for phase in log.phases if start <= phase[1] < end),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,57 +75,57 @@ class Steps:
     microbatches: int
     kept: frozenset[int] = frozenset()
 
-    def infer(self) -> int:
-        """Forward passes; the position at which the last step began."""
+    def infer(self) -> None:
+        """The forward passes that are held at once."""
         results = []
         with self.tracker.phase("forward", "activations"):
             for i in range(self.held):
                 results.append(self.run(*(self.fresh() if i else self.values)))
                 put_away = [output for place, output in enumerate(results[-1]) if place in self.kept]
                 self.tracker.settle(tensor_leaves(put_away), "cache")
-        return 0
 
-    def train(self, parameters: list[torch.Tensor], factory: OptimizerFactory | None) -> int:
-        """Training steps until they are all alike; the position at which the last step began."""
+    def train(self, parameters: list[torch.Tensor], factory: OptimizerFactory | None) -> None:
+        """Training steps, until they are all alike."""
         with self.tracker.phase("setup", "optimizer"):
             optimizers = [factory(group) for group in _by_device(parameters)] if factory else []
-        start = 0
         for _ in range(_TRAINING_STEPS):
-            start = self.tracker.position
-            for results in self._forwards():
-                self._backward(results, parameters)
-            self._update(optimizers)
-            for parameter in parameters:
-                parameter.grad = None
-            for tensor in tensor_leaves(self.values):
-                if not tensor.is_leaf:
-                    tensor.detach_()  # the model wrote to an input: the next step brings a new batch, without history
-        return start
+            self.tracker.log.steps.append(self.tracker.position)
+            self._step(parameters, optimizers)
 
-    def _forwards(self) -> Iterator[list[torch.Tensor]]:
-        """The loss of each micro-batch, with what its forward keeps, in the order of their backward passes."""
+    def _step(self, parameters: list[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """One update. A caller drops the results of a micro-batch before the next, and of a step at its end."""
+        results: list[Any] = []
         waiting: deque[list[Any]] = deque()
         for i in range(min(self.microbatches, self.held + _STEADY)):
+            results.clear()
             waiting.append(self._forward(self.fresh() if i and self.held > 1 else self.values))
             if len(waiting) == self.held:
-                yield waiting.popleft()
+                results = waiting.popleft()
+                self._backward(results[0], parameters)
         while waiting:
-            yield waiting.popleft()
+            results.clear()
+            results = waiting.popleft()
+            self._backward(results[0], parameters)
+        self._update(optimizers)
+        for parameter in parameters:
+            parameter.grad = None
+        results.clear()
+        for tensor in tensor_leaves(self.values):
+            if not tensor.is_leaf:
+                tensor.detach_()  # the model wrote to an input: the next step brings a new batch, without its history
 
     def _forward(self, values: list[Any]) -> list[Any]:
         with self.tracker.phase("forward", "activations"):
             outputs = self.run(*values)
             return [training_loss(outputs), outputs, values]
 
-    def _backward(self, results: list[Any], parameters: list[torch.Tensor]) -> None:
-        """Run the backward of one micro-batch; ``results`` are emptied, as a caller drops them."""
-        loss = results[0]
-        if loss is not None:
-            self.tracker.sums.watch([loss])
-            with self.tracker.phase("backward", "workspace"):
-                torch.autograd.backward(loss)  # not loss.backward(): that leaves the accelerator forms off meanwhile
-            self.tracker.settle((p.grad for p in parameters if p.grad is not None), "gradients")
-        results.clear()
+    def _backward(self, loss: torch.Tensor | None, parameters: list[torch.Tensor]) -> None:
+        if loss is None:
+            return
+        self.tracker.sums.watch([loss])
+        with self.tracker.phase("backward", "workspace"):
+            torch.autograd.backward(loss)  # not loss.backward(): that leaves the accelerator forms off meanwhile
+        self.tracker.settle((p.grad for p in parameters if p.grad is not None), "gradients")
 
     def _update(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         since = len(self.tracker.log.events)

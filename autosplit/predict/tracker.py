@@ -21,7 +21,16 @@ _COPIES = ("aten::_to_copy", "aten::copy_")
 _ASKS_DEVICE = torch.ops.prim.device.default
 _ADD = torch.ops.aten.add.Tensor
 _is_dense = torch.ops.aten.is_non_overlapping_and_dense.default
+_IN_PLACE = frozenset(
+    (
+        torch.ops.aten.index_put.default,
+        torch.ops.aten.scatter.src,
+        torch.ops.aten.scatter.value,
+        torch.ops.aten.index_fill.int_Scalar,
+    )
+)
 _LITERAL = torch.ops.aten.lift_fresh.default
+_STORED_ONCE = 2  # uses of a storage that one tensor has: it, and the Python object that is asked
 _INDEXING = frozenset(
     (
         torch.ops.aten.index,
@@ -79,7 +88,7 @@ class Tracker(TorchDispatchMode):
         self._kind: Kind = "activations"
         self._live: dict[int, _Cell] = {}
         self._literals = WeakIdKeyDictionary()
-        self._sum: tuple[Record, _Cell] | None = None  # the term that a sum of gradients may take the place of
+        self._successor: tuple[Record, _Cell] | None = None  # a storage, and the one that takes its place if it dies
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # the function modes are for what the graph calls, not for what we do
@@ -97,8 +106,8 @@ class Tracker(TorchDispatchMode):
         result = call_on_fakes(func, args, kwargs, self)
         if isinstance(result, torch.Tensor):
             self._book(result)
-            if func is _ADD and self.sums.is_one():
-                self._added(args[0], args[1], result)
+            if self._would_reuse(func, args):
+                self._reuse(args[0], result)
             elif func is _LITERAL:
                 self._literals[result] = True
         else:
@@ -154,21 +163,30 @@ class Tracker(TorchDispatchMode):
         assert isinstance(cell, _Cell)
         record = cell.record
         del self._live[cell.key]
-        if self._sum is not None and self._sum[0] is record and self.log.events[-1] is self._sum[1].record:
-            self.log.take_back()  # it was added to in place: its memory lives on as the sum
-            self._sum[1].record, self._sum = record, None
+        successor, self._successor = self._successor, None
+        if successor is not None and successor[0] is record and self.log.events[-1] is successor[1].record:
+            self.log.take_back()  # the successor's birth: it is in the same memory
+            successor[1].record = record
             return
         record.is_live = False
         if record.kind == "activations" and record.operator == self.calls.count:
             record.kind = "workspace"
         self.log.note(record, self.position)
 
-    def _added(self, held: torch.Tensor, term: torch.Tensor, result: torch.Tensor) -> None:
-        """Autograd adds in place to a gradient that nobody else holds: to one that dies now."""
-        old, new = (self._live.get(tensor.untyped_storage()._cdata) for tensor in (held, result))
-        same_form = held.dtype == term.dtype and held.shape == term.shape
-        if old is not None and new is not None and same_form and _is_dense(held):
-            self._sum = (old.record, new)
+    def _would_reuse(self, func: Any, args: Any) -> bool:
+        """Whether autograd would have written the result over its first argument, which on fakes it does not.
+
+        It adds in place to a gradient that nobody else holds, and some of its formulas write into zeros of their own.
+        """
+        if func is _ADD:
+            return self.sums.is_one() and _is_alone(args[0], args[1])
+        return func in _IN_PLACE and not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
+
+    def _reuse(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """``new`` takes the place of ``old``, if that dies now."""
+        before, after = (self._live.get(tensor.untyped_storage()._cdata) for tensor in (old, new))
+        if before is not None and after is not None:
+            self._successor = (before.record, after)
 
     def _landed(self, args: Any, kwargs: Any) -> Any:
         """The arguments with literals on the device of the others: fake ones stay on the host, whatever was asked."""
@@ -192,6 +210,12 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+def _is_alone(held: torch.Tensor, term: torch.Tensor) -> bool:
+    """Whether autograd may add ``term`` to ``held`` in place: no view of it is alive, and the forms are the same."""
+    stored_once = torch._C._storage_Use_Count(held.untyped_storage()._cdata) <= _STORED_ONCE  # type: ignore[attr-defined]
+    return bool(stored_once and held.dtype == term.dtype and held.shape == term.shape and _is_dense(held))
 
 
 def _without_host_indices(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
