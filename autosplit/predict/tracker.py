@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ _IN_PLACE = frozenset(
     )
 )
 _LITERAL = torch.ops.aten.lift_fresh.default
+_PRODUCT = torch.ops.aten._unsafe_view.default  # what a product of more than two dimensions ends in
+_HELD_BY_TORCH = 3  # references to an argument that no Python code but ours knows
 _STORED_ONCE = 2  # uses of a storage that one tensor has: it, and the Python object that is asked
 _INDEXING = frozenset(
     (
@@ -86,6 +89,7 @@ class Tracker(TorchDispatchMode):
         self.sums = GradientSums()
         self._devices = devices
         self._kind: Kind = "activations"
+        self._previous: Any = None  # the operator before this one
         self._live: dict[int, _Cell] = {}
         self._literals = WeakIdKeyDictionary()
         self._successor: tuple[Record, _Cell] | None = None  # a storage, and the one that takes its place if it dies
@@ -113,6 +117,7 @@ class Tracker(TorchDispatchMode):
         else:
             for tensor in tensor_leaves(result):
                 self._book(tensor)
+        self._previous = func
         return result
 
     @contextmanager
@@ -174,12 +179,15 @@ class Tracker(TorchDispatchMode):
         self.log.note(record, self.position)
 
     def _would_reuse(self, func: Any, args: Any) -> bool:
-        """Whether autograd would have written the result over its first argument, which on fakes it does not.
+        """Whether torch would have written the result over its first argument, which on fakes it does not.
 
-        It adds in place to a gradient that nobody else holds, and some of its formulas write into zeros of their own.
+        Autograd adds in place to a gradient that nobody else holds, and some of its formulas write into zeros of their
+        own; a linear layer adds its bias, and attention its mask, to the product that it has just made.
         """
         if func is _ADD:
-            return self.sums.is_one() and _is_alone(args[0], args[1])
+            if self.sums.is_one():
+                return _is_alone(args[0], args[1])
+            return self._previous is _PRODUCT and sys.getrefcount(args[0]) <= _HELD_BY_TORCH
         return func in _IN_PLACE and not torch.is_grad_enabled() and torch._C._current_autograd_node() is not None
 
     def _reuse(self, old: torch.Tensor, new: torch.Tensor) -> None:
