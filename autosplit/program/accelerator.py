@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -59,8 +60,10 @@ class AcceleratorForms(TorchFunctionMode):
             form = "data" if isinstance(args[3], (list, tuple)) else "input"  # of a packed sequence, or a tensor
             with self:  # dropout between the layers
                 return unrolled(getattr(UNROLLED[func], form), *args)
-        if func is F.scaled_dot_product_attention and _dropout_of(*args, **kwargs) > 0:
-            return _attention(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return _multi_head_attention(*args, **kwargs)
         if func is torch.tensor and kwargs.get("device") is not None:
             return literal(*args, **kwargs)
         return func(*args, **kwargs)
@@ -76,6 +79,11 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     if not training or not 0 < p < 1 or inplace or not input.numel():
         return F.dropout(input, p, training, inplace)
     return torch.native_dropout(input, p, True)[0]
+
+
+def _attend(*args: Any, **kwargs: Any) -> Tensor:
+    attend = _attention if _dropout_of(*args, **kwargs) > 0 else F.scaled_dot_product_attention
+    return attend(*args, **kwargs)
 
 
 def _dropout_of(*args: Any, dropout_p: float = 0.0, **_: Any) -> float:
@@ -114,3 +122,11 @@ def _float_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return mask
     zero, never = (torch.scalar_tensor(x, dtype=dtype, device=mask.device) for x in (0.0, -math.inf))
     return torch.where(mask, zero, never)
+
+
+# torch's own function, which calls others of torch.nn.functional by their names: no mode is on inside a mode's handler.
+_multi_head_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    vars(F) | {"dropout": _dropout, "scaled_dot_product_attention": _attend, "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
