@@ -72,11 +72,8 @@ def predict_memory(
             values, placed, weight_bytes = homes.place(tracker)
             steps = Steps(tracker, run, values, partial(homes.batch, placed), held, workload.microbatches, kept)
             trained = [weight for weight in placed.values() if weight.requires_grad]
-            if mode == "train":
-                steps.train(trained, optimizer)
-            else:
-                steps.infer()
-        found[held] = replay(tracker.log, cluster, weight_bytes)
+            log = steps.train(trained, optimizer) if mode == "train" else steps.infer()
+        found[held] = replay(log, cluster, weight_bytes)
     return {name: found[workload.held_on(name)][name] for name in cluster.names}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from autosplit.allocator import AllocationError, Block, CachingAllocator
@@ -53,10 +53,61 @@ class Log:
         self.events.append(record)
         self.positions.append(position)
 
+    def mark(self) -> int:
+        """This moment, as a number of events."""
+        return len(self.events)
+
     def take_back(self) -> None:
         """Forget the last event."""
         self.events.pop()
         self.positions.pop()
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the parts of one step are in a log: at which events, and at which positions of the program.
+
+    It ran its passes (forward and backward) once and its update twice, one after the other, and then let go of its
+    gradients and results.
+
+    Attributes:
+        passes, first, second, end: (event, position) at which the passes, the first and the second update, and the
+            letting go begin.
+    """
+
+    passes: tuple[int, int]
+    first: tuple[int, int]
+    second: tuple[int, int]
+    end: tuple[int, int]
+
+    def can_repeat(self, log: Log) -> bool:
+        """Whether the update lets go of nothing that the passes made, so that the passes may stand between two."""
+        made = {id(record) for record in log.events[self.passes[0] : self.first[0]]}
+        return not any(id(record) in made for record in log.events[self.first[0] : self.end[0]])
+
+    def twice(self, log: Log) -> Log:
+        """The log of two steps in the order in which they run: passes, update, letting go; and the same again."""
+        start, (i, middle), (j, second) = self.passes, self.first, self.second
+        copies = {id(record): replace(record) for record in log.events[start[0] : i]}
+        later = second - start[1]  # operators between the passes and their repetition
+        end = range(self.end[0], len(log.events))
+        found = Log(list(log.events[: start[0]]), list(log.positions[: start[0]]), steps=[start[1], second])
+        parts: list[tuple[range, int, bool]] = [  # events, later by so many operators, of the copies
+            (range(start[0], j), 0, True),
+            (end, second - self.end[1], True),
+            (range(start[0], i), later, False),
+            (range(j, self.end[0]), middle - start[1], False),
+            (end, middle - start[1], False),
+        ]
+        for events, shift, is_copy in parts:
+            for event in events:
+                record = log.events[event]
+                if not is_copy or event < j or id(record) in copies:
+                    found.note(copies.get(id(record), record) if is_copy else record, log.positions[event] + shift)
+        passed = [(name, at) for name, at in log.phases if at < middle]
+        repeated = [(name, at + later) for name, at in passed if at >= start[1]]
+        found.phases = [*passed, ("step", middle), *repeated, ("step", second + middle - start[1])]
+        return found
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from autosplit.errors import PlanError
+from autosplit.predict.ledger import Log, Step
 from autosplit.predict.tracker import Tracker
 from autosplit.program import tensor_leaves
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
-_TRAINING_STEPS = 2  # the second has the optimizer's state from the start
 _STEADY = 2  # micro-batches after those in flight, from which on all are alike
 
 
@@ -75,7 +75,7 @@ class Steps:
     microbatches: int
     kept: frozenset[int] = frozenset()
 
-    def infer(self) -> None:
+    def infer(self) -> Log:
         """The forward passes that are held at once."""
         results = []
         with self.tracker.phase("forward", "activations"):
@@ -83,30 +83,55 @@ class Steps:
                 results.append(self.run(*(self.fresh() if i else self.values)))
                 put_away = [output for place, output in enumerate(results[-1]) if place in self.kept]
                 self.tracker.settle(tensor_leaves(put_away), "cache")
+        return self.tracker.log
 
-    def train(self, parameters: list[torch.Tensor], factory: OptimizerFactory | None) -> None:
-        """Training steps, until they are all alike."""
+    def train(self, parameters: list[torch.Tensor], factory: OptimizerFactory | None) -> Log:
+        """Two training steps; in the second the optimizer's state is there from the start, as in all that follow.
+
+        The passes of both are the same, so they are run once and noted twice, unless an update lets go of gradients.
+        """
         with self.tracker.phase("setup", "optimizer"):
             optimizers = [factory(group) for group in _by_device(parameters)] if factory else []
-        for _ in range(_TRAINING_STEPS):
-            self.tracker.log.steps.append(self.tracker.position)
-            self._step(parameters, optimizers)
-
-    def _step(self, parameters: list[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """One update. A caller drops the results of a micro-batch before the next, and of a step at its end."""
         results: list[Any] = []
+        passes = self._now()
+        self._pass(parameters, results)
+        first = self._now()
+        self._update(optimizers)
+        second = self._now()
+        self._update(optimizers)
+        step = Step(passes, first, second, self._now())
+        if step.can_repeat(self.tracker.log):
+            self._let_go(parameters, results)
+            return step.twice(self.tracker.log)
+        self._let_go(parameters, results)
+        self.tracker.log.steps.append(self.tracker.position)
+        self._pass(parameters, results)
+        self._update(optimizers)
+        self._let_go(parameters, results)
+        return self.tracker.log
+
+    def _now(self) -> tuple[int, int]:
+        return self.tracker.log.mark(), self.tracker.position
+
+    def _pass(self, parameters: list[torch.Tensor], results: list[Any]) -> None:
+        """All forward and backward passes of one step; the last results are left, as a caller has them.
+
+        A caller drops the results of a micro-batch before the next one.
+        """
         waiting: deque[list[Any]] = deque()
         for i in range(min(self.microbatches, self.held + _STEADY)):
             results.clear()
             waiting.append(self._forward(self.fresh() if i and self.held > 1 else self.values))
             if len(waiting) == self.held:
-                results = waiting.popleft()
+                results += waiting.popleft()
                 self._backward(results[0], parameters)
         while waiting:
             results.clear()
-            results = waiting.popleft()
+            results += waiting.popleft()
             self._backward(results[0], parameters)
-        self._update(optimizers)
+
+    def _let_go(self, parameters: list[torch.Tensor], results: list[Any]) -> None:
+        """What a caller does at the end of a step: the gradients are set to None, the results are dropped."""
         for parameter in parameters:
             parameter.grad = None
         results.clear()

@@ -222,7 +222,7 @@ class Calls(TorchFunctionMode):
 
 def _is_alone(held: torch.Tensor, term: torch.Tensor) -> bool:
     """Whether autograd may add ``term`` to ``held`` in place: no view of it is alive, and the forms are the same."""
-    stored_once = torch._C._storage_Use_Count(held.untyped_storage()._cdata) <= _STORED_ONCE  # type: ignore[attr-defined]
+    stored_once = torch._C._storage_Use_Count(held.untyped_storage()._cdata) <= _STORED_ONCE
     return bool(stored_once and held.dtype == term.dtype and held.shape == term.shape and _is_dense(held))
 
 

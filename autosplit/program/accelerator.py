@@ -52,9 +52,7 @@ class AcceleratorForms(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is torch.dropout:
+        if func in (F.dropout, torch.dropout):
             return _dropout(*args, **kwargs)
         if func in UNROLLED:
             form = "data" if isinstance(args[3], (list, tuple)) else "input"  # of a packed sequence, or a tensor

@@ -42,12 +42,13 @@ def watched(roots: Sequence[Any]) -> Iterator[None]:
 def _add_kernel(a: torch.Tensor, b: torch.Tensor, *, alpha: float = 1) -> torch.Tensor:
     if _Watch.sums is not None and _Watch.sums.is_one() and _takes(a, b):
         return a.add_(b)
-    return _add._op_dk(torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional, a, b, alpha=alpha)
+    result: torch.Tensor = _add._op_dk(torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional, a, b, alpha=alpha)
+    return result
 
 
 def _takes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether the sum can be written over ``a``, as autograd decides it."""
     held_once = a._use_count() <= _HELD_ONCE  # type: ignore[attr-defined]  # absent from torch's stubs
-    stored_once = torch._C._storage_Use_Count(a.untyped_storage()._cdata) <= _STORED_ONCE  # type: ignore[attr-defined]
+    stored_once = torch._C._storage_Use_Count(a.untyped_storage()._cdata) <= _STORED_ONCE
     same_form = a.dtype == b.dtype and a.shape == b.shape
     return held_once and stored_once and same_form and _is_dense(a)
