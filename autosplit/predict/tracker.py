@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,7 +97,7 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # the function modes are for what the graph calls, not for what we do
-            return func(*args) if func is _ASKS_DEVICE else self._run(func, args, kwargs or {})
+            return _device_of(args[0]) if func is _ASKS_DEVICE else self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if self._literals:
@@ -218,6 +219,10 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+def _device_of(tensor: torch.Tensor) -> torch.device:
+    return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
 
 
 def _is_alone(held: torch.Tensor, term: torch.Tensor) -> bool:
