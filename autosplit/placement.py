@@ -240,6 +240,7 @@ def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
         raise PlanError(f"io_device {plan.io_device!r} is not a device of the plan")
     if set(plan.prediction.devices) - set(plan.cluster.names):
         raise PlanError("the prediction names a device that the plan does not have")
+    _check_breakdown(plan)
     _check_memory(plan)
     if graph is not None:
         check_placement(graph, plan.placement, plan.cluster)
@@ -260,6 +261,22 @@ def check_placement(graph: CostGraph, placement: dict[str, str], cluster: Cluste
     for group, members in graph.groups.items():
         if len({placement[name] for name in members}) > 1:
             raise PlanError(f"group {group!r} is split over several devices: {', '.join(members[:4])} ...")
+
+
+def _check_breakdown(plan: Plan) -> None:
+    for name, device in plan.prediction.devices.items():
+        parts = device.breakdown.parts
+        if any(parts.values()) and (sum(parts.values()), parts["reserve"]) != (
+            device.reserved_bytes,
+            device.reserved_bytes - device.peak_bytes,
+        ):
+            raise PlanError(
+                f"prediction of {name!r}: the parts of its memory sum to {sum(parts.values())} B, "
+                f"of which {parts['reserve']} B beyond the peak; it reserves {device.reserved_bytes} B, "
+                f"its peak is {device.peak_bytes} B"
+            )
+        if len(device.timeline.positions) != len(device.timeline.allocated_bytes):
+            raise PlanError(f"prediction of {name!r}: its timeline has not one size for each position")
 
 
 def _check_memory(plan: Plan) -> None:

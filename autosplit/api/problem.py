@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -19,7 +19,7 @@ from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.graph import CostGraph, Mode
 from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory
 from autosplit.placement import Objective, Placement, Rung, Transfer, check_placement
-from autosplit.predict import Footprint, fake_devices, measure_optimizer, predict_memory
+from autosplit.predict import Footprint, Workload, fake_devices, measure_optimizer, predict_memory
 from autosplit.program import Program, Spec
 
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
@@ -37,6 +37,7 @@ class Request:
     optimizer: OptimizerLike | None = None
     placement: Mapping[str, str] | None = None
     capture: Rung | None = None
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,21 @@ class Problem:
         emitted = rewrite(self.program, assignment, fake_devices(self.cluster), self.io_device)
         transfers = estimate.transfers(self.graph, placement.devices, self.cluster, io_device=self.io_device)
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
-        with self.program.casting():
-            footprints = predict_memory(
-                emitted.graph_module.forward,
-                list(self.program.inputs.values()),
-                {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
-                cluster=self.cluster,
-                io_device=self.io_device,
-                arrivals=self.arrivals(assignment),
-                mode=self.request.mode,
-                optimizer=self.factory,
-                kept=self.kept,
-            )
+
+        def run(*values: Any) -> Any:
+            with self.program.casting():  # the forward alone: autocast's copies of the weights end with it
+                return emitted.graph_module.forward(*values)
+
+        footprints = predict_memory(
+            run,
+            list(self.program.inputs.values()),
+            {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
+            cluster=self.cluster,
+            io_device=self.io_device,
+            arrivals=self.arrivals(assignment),
+            mode=self.request.mode,
+            optimizer=self.factory,
+            kept=self.kept,
+            workload=self.request.workload,
+        )
         return Candidate(placement, homes, transfers, footprints)

@@ -24,6 +24,9 @@ from autosplit.program import AcceleratorForms, Input, Spec, closed_on_error
 __all__ = ["Footprint", "Workload", "fake_devices", "measure_optimizer", "predict_memory", "training_loss"]
 
 
+_PROBE_SIDE = 4096
+
+
 def fake_devices(cluster: Cluster) -> dict[str, torch.device]:
     """The devices to emit for when the program is to run on fakes: cpu:0, cpu:1, ...; the host is the CPU itself."""
     return {name: torch.device("cpu", i) for i, name in enumerate(cluster.names)} | {HOST: torch.device("cpu")}
@@ -120,21 +123,25 @@ class _Homes:
 
 
 def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:
-    """Step an optimizer on one fake parameter and see what it allocates.
+    """Step an optimizer on one fake parameter and see what it allocates. Only the solver's estimate rests on it.
+
+    The parameter is a matrix, as most weights of a model are: an optimizer whose state depends on the shape
+    (Adafactor keeps a row and a column of a matrix, but all of a vector) keeps more for vectors than this says.
 
     Returns:
         Bytes that it keeps, and bytes that it takes while it steps, for each byte of parameters.
     """
-    size_bytes = 64 * 2**20
+    size_bytes = _PROBE_SIDE**2 * 4
     cluster = Cluster(devices=(Device(name="probe", kind="probe", memory_bytes=2**62),))
     with FakeTensorMode(), Tracker(1) as tracker:
-        parameter = torch.empty(size_bytes // 4, device="cpu:0", requires_grad=True)
+        parameter = torch.empty(_PROBE_SIDE, _PROBE_SIDE, device="cpu:0", requires_grad=True)
         parameter.grad = torch.empty_like(parameter)
         tracker.settle([parameter, parameter.grad], "weights")
-        optimizer = factory([parameter])
+        with tracker.making("optimizer"):
+            optimizer = factory([parameter])
         for _ in range(2):
-            since = len(tracker.log.events)
-            with tracker.phase("step", "workspace"):
+            since = tracker.log.mark()
+            with tracker.making("workspace"):
                 optimizer.step()
             tracker.settle_new(since, "optimizer")
     parts = replay(tracker.log, cluster, [2 * size_bytes])["probe"].breakdown

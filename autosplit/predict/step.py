@@ -90,7 +90,7 @@ class Steps:
 
         The passes of both are the same, so they are run once and noted twice, unless an update lets go of gradients.
         """
-        with self.tracker.phase("setup", "optimizer"):
+        with self.tracker.making("optimizer"):
             optimizers = [factory(group) for group in _by_device(parameters)] if factory else []
         results: list[Any] = []
         passes = self._now()

@@ -122,14 +122,20 @@ class Tracker(TorchDispatchMode):
         return result
 
     @contextmanager
-    def phase(self, name: str, kind: Kind) -> Iterator[None]:
+    def making(self, kind: Kind) -> Iterator[None]:
         """Storages that are made inside are of this kind, until something else is known of them."""
-        self.log.phases.append((name, self.position))
         before, self._kind = self._kind, kind
         try:
             yield
         finally:
             self._kind = before
+
+    @contextmanager
+    def phase(self, name: str, kind: Kind) -> Iterator[None]:
+        """As ``making``, and a phase of the log."""
+        self.log.phases.append((name, self.position))
+        with self.making(kind):
+            yield
 
     def settle(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
         """These tensors' storages are of this kind."""
