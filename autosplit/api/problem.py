@@ -147,8 +147,10 @@ class Problem:
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
 
         def run(*values: Any) -> Any:
-            with self.program.casting():  # the forward alone: autocast's copies of the weights end with it
-                return emitted.graph_module.forward(*values)
+            with self.program.casting():
+                outputs = emitted.graph_module.forward(*values)
+            torch.clear_autocast_cache()  # its copies of weights end with the forward, also where the caller's go on
+            return outputs
 
         footprints = predict_memory(
             run,

@@ -1,6 +1,6 @@
 """Memory: predicted against tracked peaks of models of the zoo, in inference and in training, whole and split.
 
-    python tests/bench/memory.py [--only gpt2 --only resnet] [--devices 1 2 4] [--cases forward sgd adamw] [--process]
+    python tests/bench/memory.py [--only gpt2 resnet] [--devices 1 2 4] [--cases forward sgd adamw] [--process]
 
 One row a case: the largest relative error, over the devices, of the predicted peak against the one that virtual
 devices tracked, and of what the caching allocator reserves. With ``--process`` the model runs on the plain CPU, and the
@@ -38,8 +38,9 @@ from autosplit.predict import training_loss
 from autosplit.units import format_bytes
 
 MODELS = (
-    "gpt2", "gpt_neox", "bloom", "llama", "mistral", "qwen2", "gemma2", "phi3", "bert", "roberta", "t5", "bart", "vit",
-    "resnet", "convnext", "swin", "mamba", "mixtral", "clip", "transformer", "lstm", "unet", "mlp_mixer",
+    "gpt2", "gpt_neox", "bloom", "llama", "mistral", "qwen2", "gemma2", "bert", "t5", "bart", "vit", "swin", "resnet",
+    "convnext", "mixtral", "clip", "nn-lstm", "nn-attention", "nn-transformer", "timm-efficientnet", "diffusers-unet",
+    "mamba",
 )  # fmt: skip
 CASES = {"forward": None, "sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 ROOM = 2**36
@@ -100,7 +101,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="a model's name; may be repeated")
+    parser.add_argument("--only", nargs="+", help="models of the zoo, by name")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--process", action="store_true", help="on the plain CPU, against the process's own allocator")
