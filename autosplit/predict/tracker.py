@@ -31,6 +31,7 @@ _IN_PLACE = frozenset(
         torch.ops.aten.index_fill.int_Scalar,
     )
 )
+_LAYER_NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward.default
 _LITERAL = torch.ops.aten.lift_fresh.default
 _PRODUCT = torch.ops.aten._unsafe_view.default  # what a product of more than two dimensions ends in
 _HELD_BY_TORCH = 3  # references to an argument that no Python code but ours knows
@@ -108,7 +109,7 @@ class Tracker(TorchDispatchMode):
             with self:
                 return _MADE_OF_OTHERS[func](*args, **kwargs)
         self.position += 1
-        result = call_on_fakes(func, args, kwargs, self)
+        result = call_on_fakes(func, _as_kernels_take(func, args), kwargs, self)
         if isinstance(result, torch.Tensor):
             self._book(result)
             if self._would_reuse(func, args):
@@ -225,6 +226,11 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+def _as_kernels_take(func: Any, args: Any) -> Any:
+    """The arguments; a fake of layer norm's backward keeps the strides of its gradient, where kernels keep none."""
+    return (args[0].contiguous(), *args[1:]) if func is _LAYER_NORM_BACKWARD else args
 
 
 def _device_of(tensor: torch.Tensor) -> torch.device:
