@@ -15,8 +15,12 @@ OptimizerLike = str | torch.optim.Optimizer | OptimizerFactory
 
 _BY_NAME: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 1e-3}),
+    "momentum": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
     "adam": (torch.optim.Adam, {}),
     "adamw": (torch.optim.AdamW, {}),
+    "adafactor": (torch.optim.Adafactor, {}),
+    "adagrad": (torch.optim.Adagrad, {}),
+    "rmsprop": (torch.optim.RMSprop, {}),
 }
 
 
@@ -24,8 +28,9 @@ def optimizer_factory(optimizer: OptimizerLike, *, foreach: bool) -> OptimizerFa
     """A function that makes the optimizer of some parameters.
 
     Args:
-        optimizer: "sgd", "adam", "adamw", an instance (its class and options are used, its parameters are not
-            touched), or a function from a list of parameters to an optimizer.
+        optimizer: "sgd", "momentum" (SGD with it), "adam", "adamw", "adafactor", "adagrad", "rmsprop", an instance
+            (its class and options are used, its parameters are not touched), or a function from a list of parameters
+            to an optimizer.
         foreach: what torch chooses on the devices planned for, where the optimizer leaves it open; it decides how
             many temporaries live at once.
 
@@ -38,7 +43,7 @@ def optimizer_factory(optimizer: OptimizerLike, *, foreach: bool) -> OptimizerFa
                 f"optimizer {optimizer!r} is unknown: use {', '.join(_BY_NAME)}, or pass the optimizer itself"
             )
         made, options = _BY_NAME[optimizer.lower()]
-        return lambda parameters: made(parameters, foreach=foreach, **options)  # type: ignore[call-arg]  # all three take it
+        return lambda parameters: made(parameters, foreach=foreach, **options)  # type: ignore[call-arg]  # all take it
     if isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer)
         accepted = inspect.signature(kind).parameters

@@ -18,7 +18,7 @@ Objective = Literal["latency", "throughput", "memory"]
 Rung = Literal["graph", "graphs", "opaque", "modules"]
 TimeSource = Literal["estimated", "calibrated", "measured"]
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 MAX_PLAN_BYTES = 64 * 2**20
 
 
@@ -58,6 +58,47 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     returns_gradient: bool = False
 
 
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a device's memory is made of at the moment of its peak; the sum of all is what it reserves.
+
+    Attributes:
+        weights_bytes: parameters and buffers.
+        gradients_bytes: of the parameters.
+        optimizer_bytes: what the optimizer keeps from step to step.
+        activations_bytes: inputs, what the forward computes and what it saves for the backward.
+        cache_bytes: what an object of the caller holds from call to call, such as a KV cache.
+        workspace_bytes: temporaries of one operator, of the backward, or of the optimizer's step.
+        reserve_bytes: taken from the device beyond the peak: fragments that the allocator keeps.
+    """
+
+    weights_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    activations_bytes: int = 0
+    cache_bytes: int = 0
+    workspace_bytes: int = 0
+    reserve_bytes: int = 0
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by the name of the part: weights, gradients, ..."""
+        return {name.removesuffix("_bytes"): getattr(self, name) for name in self.__struct_fields__}
+
+
+class Timeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes allocated on a device over one step; as few points as show its shape, the peak among them.
+
+    Attributes:
+        positions: of each point, how many operators ran before it, on any device.
+        allocated_bytes: from that point on.
+        phases: (name, position) of each beginning of a "forward", "backward" or "step".
+    """
+
+    positions: tuple[int, ...] = ()
+    allocated_bytes: tuple[int, ...] = ()
+    phases: tuple[tuple[str, int], ...] = ()
+
+
 class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one device is predicted to hold and do in one step.
 
@@ -66,12 +107,16 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         reserved_bytes: most bytes the caching allocator takes from the device; this is what must fit.
         weight_bytes: parameters and buffers at home there.
         busy_ns: compute time.
+        breakdown: what the reserved bytes are made of, at the peak.
+        timeline: bytes allocated over one step.
     """
 
     peak_bytes: int
     reserved_bytes: int
     weight_bytes: int
     busy_ns: int
+    breakdown: Breakdown = Breakdown()
+    timeline: Timeline = Timeline()
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,6 +245,7 @@ def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
         raise PlanError(f"io_device {plan.io_device!r} is not a device of the plan")
     if set(plan.prediction.devices) - set(plan.cluster.names):
         raise PlanError("the prediction names a device that the plan does not have")
+    _check_breakdown(plan)
     _check_memory(plan)
     if graph is not None:
         check_placement(graph, plan.placement, plan.cluster)
@@ -220,6 +266,22 @@ def check_placement(graph: CostGraph, placement: dict[str, str], cluster: Cluste
     for group, members in graph.groups.items():
         if len({placement[name] for name in members}) > 1:
             raise PlanError(f"group {group!r} is split over several devices: {', '.join(members[:4])} ...")
+
+
+def _check_breakdown(plan: Plan) -> None:
+    for name, device in plan.prediction.devices.items():
+        parts = device.breakdown.parts
+        if any(parts.values()) and (sum(parts.values()), parts["reserve"]) != (
+            device.reserved_bytes,
+            device.reserved_bytes - device.peak_bytes,
+        ):
+            raise PlanError(
+                f"prediction of {name!r}: the parts of its memory sum to {sum(parts.values())} B, "
+                f"of which {parts['reserve']} B beyond the peak; it reserves {device.reserved_bytes} B, "
+                f"its peak is {device.peak_bytes} B"
+            )
+        if len(device.timeline.positions) != len(device.timeline.allocated_bytes):
+            raise PlanError(f"prediction of {name!r}: its timeline has not one size for each position")
 
 
 def _check_memory(plan: Plan) -> None:

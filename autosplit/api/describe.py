@@ -65,6 +65,8 @@ def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
                 reserved_bytes=footprint.reserved_bytes,
                 weight_bytes=footprint.weight_bytes,
                 busy_ns=busy.get(name, 0),
+                breakdown=footprint.breakdown,
+                timeline=footprint.timeline,
             )
             for name, footprint in candidate.footprints.items()
         },

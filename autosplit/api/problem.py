@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -20,7 +20,7 @@ from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.graph import CostGraph, Mode
 from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory
 from autosplit.placement import Objective, Placement, Rung, Transfer, check_placement
-from autosplit.predict import Footprint, fake_devices, measure_optimizer, predict_memory
+from autosplit.predict import Footprint, Workload, fake_devices, measure_optimizer, predict_memory
 from autosplit.program import Program, Spec
 
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
@@ -39,6 +39,7 @@ class Request:
     placement: Mapping[str, str] | None = None
     capture: Rung | None = None
     profile: ProfileChoice = "auto"
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,14 @@ class Problem:
         last = self.cluster.names[0]
         return {name: (last := homes.get(name, last)) for name in self.weights}
 
+    @cached_property
+    def kept(self) -> frozenset[int]:
+        """Places of the outputs that go into an object of the caller, such as a KV cache, in inference."""
+        program = self.program
+        if program.returned is None or self.request.mode == "train":
+            return frozenset()
+        return frozenset(range(len(program.output.args[0]))) - program.returned  # type: ignore[arg-type]
+
     def arrivals(self, assignment: Assignment) -> dict[int, str]:
         """Device of the inputs, by place, that are state: they live with their readers."""
         inputs = self.program.inputs.items()
@@ -148,15 +157,23 @@ class Problem:
         emitted = rewrite(self.program, assignment, fake_devices(self.cluster), self.io_device)
         transfers = estimate.transfers(self.graph, placement.devices, self.cluster, io_device=self.io_device)
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
-        with self.program.casting():
-            footprints = predict_memory(
-                emitted.graph_module.forward,
-                list(self.program.inputs.values()),
-                {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
-                cluster=self.cluster,
-                io_device=self.io_device,
-                arrivals=self.arrivals(assignment),
-                mode=self.request.mode,
-                optimizer=self.factory,
-            )
+
+        def run(*values: Any) -> Any:
+            with self.program.casting():
+                outputs = emitted.graph_module.forward(*values)
+            torch.clear_autocast_cache()  # its copies of weights end with the forward, also where the caller's go on
+            return outputs
+
+        footprints = predict_memory(
+            run,
+            list(self.program.inputs.values()),
+            {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
+            cluster=self.cluster,
+            io_device=self.io_device,
+            arrivals=self.arrivals(assignment),
+            mode=self.request.mode,
+            optimizer=self.factory,
+            kept=self.kept,
+            workload=self.request.workload,
+        )
         return Candidate(placement, homes, transfers, footprints)

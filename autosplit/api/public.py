@@ -61,8 +61,9 @@ def plan(
         strategy: "auto" places on one device when it fits, and splits when it does not.
         objective: what a split minimises: "latency" (one request), "throughput" or "memory" (least peak).
             "auto" is latency.
-        optimizer: what training memory is planned for: "sgd", "adam", "adamw", an instance, or a function from
-            parameters to an optimizer. None in training assumes AdamW and says so.
+        optimizer: what training memory is planned for: "sgd", "momentum", "adam", "adamw", "adafactor", "adagrad",
+            "rmsprop", an instance, or a function from parameters to an optimizer. None in training assumes AdamW and
+            says so.
         placement: a placement by hand: device name by module path or node name. What it leaves open follows its
             weights and inputs. It is checked and costed like any other.
         capture: "auto" takes the model as one graph, and what that cannot be as several, at last module by module;

@@ -43,6 +43,15 @@ _KINDS: dict[type[BaseException], str] = {
     click.Abort: "interrupted",  # what click makes of it
 }
 _BUG, _USAGE, _DEVICE_FAULT, _INTERRUPTED = 1, 2, 6, 130
+_OPTIMIZERS = (
+    "sgd",
+    "momentum",
+    "adam",
+    "adamw",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+)  # as autosplit.optimizers names them
 _SPEAK_UP_AFTER_S = 1.0
 
 _debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -107,7 +116,7 @@ def autosplit() -> None:
 )
 @click.option(
     "--optimizer",
-    type=click.Choice(["sgd", "adam", "adamw"], case_sensitive=False),
+    type=click.Choice(_OPTIMIZERS, case_sensitive=False),
     help="What training memory is planned for.  [default: adamw]",
 )
 @click.option(

@@ -26,11 +26,13 @@ from autosplit.program.names import is_control, is_move, module_path, operator_n
 from autosplit.program.reads import Value, read_values
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import closed_on_error, functorch_regions
+from autosplit.program.sums import GradientSums
 
 __all__ = [
     "RECORDED",
     "AcceleratorForms",
     "Facts",
+    "GradientSums",
     "Input",
     "InputKind",
     "Leaf",

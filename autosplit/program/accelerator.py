@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -51,16 +52,16 @@ class AcceleratorForms(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is torch.dropout:
+        if func in (F.dropout, torch.dropout):
             return _dropout(*args, **kwargs)
         if func in UNROLLED:
             form = "data" if isinstance(args[3], (list, tuple)) else "input"  # of a packed sequence, or a tensor
             with self:  # dropout between the layers
                 return unrolled(getattr(UNROLLED[func], form), *args)
-        if func is F.scaled_dot_product_attention and _dropout_of(*args, **kwargs) > 0:
-            return _attention(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return _multi_head_attention(*args, **kwargs)
         if func is torch.tensor and kwargs.get("device") is not None:
             return literal(*args, **kwargs)
         return func(*args, **kwargs)
@@ -78,6 +79,11 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, True)[0]
 
 
+def _attend(*args: Any, **kwargs: Any) -> Tensor:
+    attend = _attention if _dropout_of(*args, **kwargs) > 0 else F.scaled_dot_product_attention
+    return attend(*args, **kwargs)
+
+
 def _dropout_of(*args: Any, dropout_p: float = 0.0, **_: Any) -> float:
     return args[4] if len(args) > 4 else dropout_p
 
@@ -92,17 +98,33 @@ def _attention(  # noqa: PLR0917  # torch's own signature
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention with dropout, by the operations of torch's math path and in their order."""
+    """Attention with dropout, by the operations of torch's math path, in their order and with their lifetimes."""
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        zero, never = (torch.scalar_tensor(x, dtype=query.dtype, device=query.device) for x in (0.0, -math.inf))
-        attn_mask = torch.where(attn_mask, zero, never)
+    mask = _float_mask(attn_mask, query.dtype)
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     root = math.sqrt(scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
-    scores = (query * root) @ (key.transpose(-2, -1) * root)
-    if attn_mask is not None:
-        scores = scores + attn_mask
+    scaled = query * root  # it lives until the end, as the local variable of torch's that it is
+    scores = scaled @ (key.transpose(-2, -1) * root)
+    if mask is not None:
+        scores.add_(mask)
     scores = torch.ops.aten._safe_softmax(scores, -1)
-    return torch.native_dropout(scores, dropout_p, True)[0] @ value
+    scores = torch.native_dropout(scores, dropout_p, True)[0]
+    return scores @ value
+
+
+def _float_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What a boolean mask adds to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    zero, never = (torch.scalar_tensor(x, dtype=dtype, device=mask.device) for x in (0.0, -math.inf))
+    return torch.where(mask, zero, never)
+
+
+# torch's own function, which calls others of torch.nn.functional by their names: no mode is on inside a mode's handler.
+_multi_head_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    vars(F) | {"dropout": _dropout, "scaled_dot_product_attention": _attend, "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)

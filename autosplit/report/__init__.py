@@ -79,6 +79,7 @@ class PlanTable:
         yield _head(self.plan)
         yield ""
         yield _devices(self.plan, options.ascii_only)
+        yield from _breakdown(self.plan)
         if self.plan.transfers:
             yield ""
             yield from _transfers(self.plan)
@@ -157,6 +158,20 @@ def _devices(plan: Plan, ascii_only: bool) -> Table:
             Text(words.get(device.name, idle)),
         )
     return grid
+
+
+def _breakdown(plan: Plan) -> Iterator[RenderableType]:
+    """A row a device: what its memory is made of at the peak, the largest part first."""
+    devices = plan.prediction.devices
+    grid = _grid("device", "of that")
+    for device in plan.cluster.devices:
+        parts = devices[device.name].breakdown.parts if device.name in devices else {}
+        found = sorted(((size, name) for name, size in parts.items() if size), reverse=True)
+        if found:
+            grid.add_row(clean(device.name), ", ".join(f"{name} {format_bytes(size)}" for size, name in found))
+    if grid.row_count:
+        yield ""
+        yield grid
 
 
 def _bar(used_bytes: int, device: Device, ascii_only: bool) -> Text:

@@ -8,7 +8,7 @@ import torch
 from torch.utils import backend_registration
 
 from autosplit.errors import DeviceError
-from autosplit.sim import autocast, kernels, patches, standins
+from autosplit.sim import autocast, kernels, patches, standins, sums
 from autosplit.sim.fallback import fallback
 from autosplit.sim.module import SimDeviceModule
 from autosplit.sim.world import NAME
@@ -19,8 +19,10 @@ _PRIVATE_APIS = (
     "_C.DispatchKeySet",
     "_C._ExcludeDispatchKeyGuard",
     "_C._acc.PrivateUse1Hooks",
+    "_C._current_autograd_node",
     "_C._from_dlpack",
     "_C._get_privateuse1_backend_name",
+    "_C._storage_Use_Count",
     "_C._swap_tensor_impl",
     "_C._to_dlpack",
     "_neg_view",
@@ -57,6 +59,7 @@ def register() -> None:
     _libraries.extend((anything, aten))
     kernels.install(aten)
     standins.install(aten)
+    sums.install(aten)
     autocast.install(aten, anything)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from autosplit.sim import autocast
+from autosplit.sim import autocast, sums
 from autosplit.sim import world as _world
 from autosplit.sim.adopt import new
 
@@ -64,9 +64,9 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def _single_threaded(run_backward: Callable[..., Any]) -> Callable[..., Any]:
     """The Python device guard reports one device; without the engine's device threads any index works."""
 
-    def engine(*args: Any, **kwargs: Any) -> Any:
-        with torch.autograd.set_multithreading_enabled(False):
-            return run_backward(*args, **kwargs)
+    def engine(roots: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autograd.set_multithreading_enabled(False), sums.watched(roots):
+            return run_backward(roots, *args, **kwargs)
 
     return engine
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench import memory
+from bench import architectures
 from models import ARCHITECTURES, Architecture
 
 # Of the single-device peak. At this size the 20 MiB segments of the caching allocator leave the convolutional nets
@@ -13,7 +13,7 @@ ROOMIER = {"ResNet": ((2, 0.75), (4, 0.6)), "UNet": ((2, 0.75), (4, 0.6))}
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 def test_split_training_is_equal_and_within_capacity(architecture: Architecture) -> None:
-    for row in memory.compare(architecture, 2, ROOMIER.get(architecture.name, memory.SPLITS)):
+    for row in architectures.compare(architecture, 2, ROOMIER.get(architecture.name, architectures.SPLITS)):
         assert row.forward_equal, row
         assert row.steps_equal, row
         assert row.used > 1, row

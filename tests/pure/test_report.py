@@ -9,7 +9,7 @@ from rich.console import Console
 from autosplit import report
 from autosplit.device import Cluster, Device, parse_cluster
 from autosplit.errors import CapacityError, CaptureError
-from autosplit.placement import DevicePrediction, Plan, Prediction, Transfer
+from autosplit.placement import Breakdown, DevicePrediction, Plan, Prediction, Transfer
 from autosplit.report.words import layer_words
 
 GIB = 2**30
@@ -242,3 +242,16 @@ def test_layers_in_words(placement, words):
 def test_layer_words_of_a_large_model_take_no_time():
     placement = {f"model.layers.{i // 60}.block.{i % 60}/mm": f"gpu:{i // 2500}" for i in range(20_000)}
     assert layer_words(placement)["gpu:0"].startswith("layers 0-40, layers.41.block 0-")
+
+
+def test_the_parts_of_the_memory_are_a_row_a_device_largest_first():
+    parts = Breakdown(weights_bytes=GIB, optimizer_bytes=2 * GIB, reserve_bytes=2**20)
+    device = DevicePrediction(
+        peak_bytes=3 * GIB, reserved_bytes=3 * GIB + 2**20, weight_bytes=GIB, busy_ns=1, breakdown=parts
+    )
+    prediction = Prediction(devices={"gpu:0": device, "gpu:1": used()}, step_ns=1, transfer_ns=0)
+    lines = report.text(made(prediction=prediction)).splitlines()
+    row = lines.index("device  of that") + 1
+    assert lines[row] == "gpu:0   optimizer 2.0 GiB, weights 1.0 GiB, reserve 1.0 MiB"
+    assert lines[row + 1] == ""  # of the other device no parts are known
+    assert not any(line.startswith("device  of that") for line in report.text(made()).splitlines())
