@@ -13,7 +13,7 @@ from torch import fx
 
 from autosplit.device import Device
 from autosplit.graph import CostGraph, Node, Tensor, TensorKind
-from autosplit.program import Input, Program, Value, module_path, operator_name
+from autosplit.program import Facts, Input, Program, Value, is_checkpoint, module_path, operator_name
 
 BACKWARD_FORWARD_RATIO = 2
 
@@ -56,24 +56,25 @@ def build_graph(program: Program, devices: Iterable[Device], optimizer: Optimize
 
 def _node(program: Program, node: fx.Node, kinds: Mapping[str, Device], group: str | None) -> Node:
     facts = program.facts[node]
-    forward = {kind: _roofline_ns(facts.flops, facts.moved_bytes, device) for kind, device in kinds.items()}
+    forward = {kind: _roofline_ns(facts, device) for kind, device in kinds.items()}
+    ratio = BACKWARD_FORWARD_RATIO + is_checkpoint(node)  # a checkpoint computes its forward again first
     return Node(
         name=program.names[node],
         op=operator_name(node),
         module=module_path(node),
         forward_ns=forward,
-        backward_ns={kind: BACKWARD_FORWARD_RATIO * ns for kind, ns in forward.items()},
+        backward_ns={kind: ratio * ns for kind, ns in forward.items()},
         group=group,
         workspace_bytes=facts.workspace_bytes,
     )
 
 
-def _roofline_ns(flops: int, moved_bytes: int, device: Device) -> int:
-    if not flops and not moved_bytes:
+def _roofline_ns(facts: Facts, device: Device) -> int:
+    if not facts.flops and not facts.moved_bytes:
         return 0  # a view
-    compute_ns = flops * 10**9 // device.flops_per_s
-    memory_ns = moved_bytes * 10**9 // device.bandwidth_bytes_per_s
-    return device.launch_ns + max(compute_ns, memory_ns)
+    compute_ns = facts.flops * 10**9 // device.flops_per_s
+    memory_ns = facts.moved_bytes * 10**9 // device.bandwidth_bytes_per_s
+    return facts.operators * device.launch_ns + max(compute_ns, memory_ns)
 
 
 def _group_names(program: Program) -> dict[fx.Node, str]:

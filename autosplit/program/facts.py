@@ -80,6 +80,7 @@ class Facts:
         writes: storages it writes in place.
         saved: storages its backward needs.
         hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
+        operators: how many operators it stands for; more than one only in a checkpoint.
         flops, moved_bytes: arithmetic and memory traffic of the forward, for a roofline.
         workspace_bytes: storages it allocates that do not outlive it.
     """
@@ -90,6 +91,7 @@ class Facts:
     writes: frozenset[int] = frozenset()
     saved: frozenset[int] = frozenset()
     hidden: dict[int, int] = field(default_factory=dict)
+    operators: int = 1
     flops: int = 0
     moved_bytes: int = 0
     workspace_bytes: int = 0
