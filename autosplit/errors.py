@@ -41,14 +41,15 @@ class WayOut:
 
     Attributes:
         kind: "batch", "recompute", "optimizer" or "devices".
-        write: what to change, in short: "batch=6", "recompute layers.*", "optimizer='sgd'", "3x1GiB".
+        write: what to change, in short: "batch=6", "recompute layers.*", "optimizer='sgd'", "one more device like
+            gpu:0".
         how: the same as an instruction.
         strategy: "single", "replicate" or "split".
         peak_bytes: most bytes allocated at once, by device name.
         reserved_bytes: most bytes that the allocator takes, by device name: this fits.
         step_ns: predicted nanoseconds of one step as it is then (of "batch" a step of so many samples).
-        relative_time: predicted time of the same number of samples, in times of one step as it was asked for on
-            devices with memory without end.
+        relative_time: predicted time of the work of the step that was asked for, in times of that step on the fastest
+            device, were its memory without end.
     """
 
     kind: str

@@ -37,6 +37,7 @@ class Request:
     optimizer: OptimizerLike | None = None
     placement: Mapping[str, str] | None = None
     capture: Rung | None = None
+    batch: int | Literal["max"] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,18 @@ class Problem:
         return optimizer_factory("adamw" if asked is None else asked, foreach=not on_host)
 
     @cached_property
+    def optimizer_cost(self) -> OptimizerCost | None:
+        """What the optimizer keeps and takes; None in inference."""
+        return None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
+
+    @cached_property
     def graph(self) -> CostGraph:
         """The cost graph."""
-        cost = None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
-        return build_graph(self.program, self.cluster.devices, cost)
+        return self.costed(self.program)
+
+    def costed(self, program: Program) -> CostGraph:
+        """The cost graph of ``program`` for these devices and this optimizer."""
+        return build_graph(program, self.cluster.devices, self.optimizer_cost)
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:

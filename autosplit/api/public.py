@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from autosplit.api.batch import BatchChoice
 from autosplit.api.planning import make_plan
 from autosplit.api.problem import ObjectiveChoice, Request, StrategyChoice
 from autosplit.api.running import Caller, install_parts
@@ -46,6 +47,7 @@ def plan(
     optimizer: OptimizerLike | None = None,
     placement: Mapping[str, str] | None = None,
     capture: CaptureChoice = "auto",
+    batch: BatchChoice = None,
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving or running anything.
 
@@ -66,6 +68,9 @@ def plan(
         capture: "auto" takes the model as one graph, and what that cannot be as several, at last module by module;
             ``plan.capture`` and ``plan.assumptions`` say which and why. "graph", "graphs" and "opaque" refuse to
             fall lower; "modules" captures nothing.
+        batch: samples in one call, in place of the example inputs': along dimension 0 of the first tensor, and of
+            every other tensor whose dimension 0 is of that size. "max" finds the largest number that fits: it and one
+            more are planned exactly, memory is taken to grow in between. It takes some four to eight captures.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -80,7 +85,7 @@ def plan(
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture)
+    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture, batch)
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         raise PlanError(
@@ -120,6 +125,7 @@ def partition(
     optimizer: OptimizerLike | None = None,
     placement: Mapping[str, str] | None = None,
     capture: CaptureChoice = "auto",
+    batch: BatchChoice = None,
     plan: Plan | None = None,
     verify: bool = False,
 ) -> nn.Module:
@@ -139,6 +145,7 @@ def partition(
         optimizer: as in plan.
         placement: as in plan.
         capture: as in plan; "graph" also makes a later call that cannot be captured an error.
+        batch: as in plan; other batches run too, by the same plan.
         plan: a plan made before; it is applied as it is, and only ``devices`` is looked at beside it.
         verify: compare with the unsplit model on the example inputs (it needs a second copy of the model).
 
@@ -156,7 +163,7 @@ def partition(
         if isinstance(plan, Plan):
             _check_devices(plan, cluster)
         return apply_captured(model, plan)
-    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture)
+    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, batch)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
     _check_inputs(args, kwargs)
@@ -182,8 +189,11 @@ class _Asked:
     optimizer: OptimizerLike | None
     placement: Mapping[str, str] | None
     capture: CaptureChoice
+    batch: BatchChoice
 
     def __post_init__(self) -> None:
+        if self.batch not in (None, "max") and (type(self.batch) is not int or self.batch < 1):
+            raise PlanError(f"batch={self.batch!r}: expected a number of samples, 1 or more, 'max' or None")
         for name, value, known in (
             ("mode", self.mode, (None, *get_args(Mode))),
             ("strategy", self.strategy, get_args(StrategyChoice)),
@@ -204,6 +214,7 @@ class _Asked:
             self.optimizer,
             self.placement,
             None if self.capture == "auto" else self.capture,
+            self.batch,
         )
 
 

@@ -11,6 +11,7 @@ from autosplit.api.problem import Candidate, Problem
 from autosplit.device import HOST, Device
 from autosplit.emit import assign
 from autosplit.errors import CapacityError, PlanError
+from autosplit.graph import CostGraph
 from autosplit.placement import Objective, Placement
 from autosplit.solvers import solve
 from autosplit.units import format_bytes
@@ -26,17 +27,23 @@ def search(problem: Problem) -> Candidate:
         CapacityError: nothing was found that fits.
         PlanError: a placement by hand names what is not there.
     """
+    fixed = fixed_placement(problem)
+    return _solve_until_it_fits(problem) if fixed is None else _fitting(problem, fixed)
+
+
+def fixed_placement(problem: Problem) -> Placement | None:
+    """The only placement that what was asked leaves open; None when there is something to solve."""
     request = problem.request
     if request.placement is not None:
-        return _fitting(problem, _by_hand(problem, request.placement))
+        return _by_hand(problem, request.placement)
     if request.strategy in ("single", "replicate"):
-        return _fitting(problem, _on_one_device(problem))
-    return _solve_until_it_fits(problem)
+        return _on_one_device(problem)
+    return None
 
 
 def _fitting(problem: Problem, placement: Placement) -> Candidate:
     candidate = problem.evaluate(placement)
-    if _over(problem, candidate):
+    if over(problem, candidate):
         raise _does_not_fit(problem, candidate)
     return candidate
 
@@ -96,12 +103,12 @@ def _solve_until_it_fits(problem: Problem) -> Candidate:
         if key not in seen:
             seen.add(key)
             candidate = problem.evaluate(placement)
-            if not _over(problem, candidate):
+            if not over(problem, candidate):
                 return candidate
             over.append(candidate)
     if not over and refused is not None:
         raise refused
-    raise _does_not_fit(problem, min(over, key=lambda candidate: sum(_over(problem, candidate).values())))
+    raise _does_not_fit(problem, min(over, key=lambda candidate: sum(over(problem, candidate).values())))
 
 
 def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
@@ -138,7 +145,21 @@ def _from_the_first(problem: Problem, placement: Placement) -> Placement:
     return msgspec.structs.replace(placement, devices=devices)
 
 
-def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
+def sketch(problem: Problem, graph: CostGraph, has_bytes: Mapping[str, int]) -> Placement | None:
+    """The first placement that fits by the fast estimate, at the costs of ``graph``; None when none is found."""
+    fixed = fixed_placement(problem)
+    if fixed is not None:
+        peaks = estimate.peak_bytes(graph, fixed.devices, problem.cluster, problem.io_device)
+        return fixed if all(peaks[name] <= has for name, has in has_bytes.items()) else None
+    try:
+        return solve(
+            graph, problem.cluster, objective=problem.objective, io_device=problem.io_device, capacities=has_bytes
+        )
+    except CapacityError:
+        return None
+
+
+def over(problem: Problem, candidate: Candidate) -> dict[str, int]:
     """Bytes missing by device."""
     has = problem.has_bytes()
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
@@ -150,7 +171,7 @@ def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
     rows = [
         f"{name} needs {format_bytes(needs[name])} of {format_bytes(has[name])} (short {format_bytes(short)})"
-        for name, short in _over(problem, candidate).items()
+        for name, short in over(problem, candidate).items()
     ]
     return CapacityError(
         f"{type(problem.model).__name__} does not fit, mode {problem.request.mode}: {'; '.join(rows)}; "
