@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WAYS_OUT_BUDGET_S = 10.0
+WAYS_OUT_BUDGET_S = 20.0
 """Seconds that looking for ways out of a misfit may take before it stops to begin with new ones."""
 
 

@@ -72,21 +72,23 @@ class Example:
         samples = self.batch
         if batch == samples:
             return self
-        made: dict[int, torch.Tensor] = {}  # one tensor passed twice stays one
-
-        def resized(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.dim() or tensor.shape[0] != samples:
-                return tensor
-            return made.setdefault(id(tensor), _resized(tensor, batch))
-
-        args, kwargs = pytree.tree_map_only(torch.Tensor, resized, (list(self.args), dict(self.kwargs)))
-        return Example(args, kwargs, self.io_device)
+        return self._mapped(
+            lambda tensor: _resized(tensor, batch) if tensor.dim() and tensor.shape[0] == samples else tensor
+        )
 
     def forms(self) -> Example:
         """The same inputs, all without data: they may be kept."""
-        args, kwargs = pytree.tree_map_only(
-            torch.Tensor, lambda tensor: _resized(tensor, None), (list(self.args), dict(self.kwargs))
-        )
+        return self._mapped(lambda tensor: _resized(tensor, None))
+
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+        made: dict[int, torch.Tensor] = {}  # one tensor passed twice stays one
+
+        def once(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in made:
+                made[id(tensor)] = change(tensor)
+            return made[id(tensor)]
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, once, (list(self.args), dict(self.kwargs)))
         return Example(args, kwargs, self.io_device)
 
 
@@ -184,15 +186,15 @@ class _Search:
         self.refused: dict[int, CapacityError] = {}
 
     def run(self) -> Largest:
-        low, high, step = 0, self.most + 1, 1  # fits, is refused
-        batch = self.guess()
+        low, high = 0, self.most + 1  # fits, is refused
+        batch, hoped = self.guess()
+        up, down = max(1, (hoped - batch) // 2), 1
         while high - low > 1 and self.may_go_on():
             turned = bool(low) and high <= self.most
             if self.fits(batch):
-                low, batch = batch, batch + step
+                low, batch, up = batch, batch + up, 2 * up
             else:
-                high, batch = batch, batch - step
-            step *= 2
+                high, batch, down = batch, batch - down, 2 * down
             if turned or not low < batch < high:
                 batch = (low + high) // 2
         if not low:
@@ -206,19 +208,19 @@ class _Search:
             self.refused[batch] = error
         return batch in self.found
 
-    def guess(self) -> int:
-        """The largest batch that the engine's estimate lets through, corrected by one exact prediction there."""
+    def guess(self) -> tuple[int, int]:
+        """The largest batch that the engine's estimate lets through: corrected by one exact prediction, and not."""
         start = min(self.trials.example.batch, self.most)
         other = 2 * start if 2 * start <= self.most else start // 2
         if not other:
-            return start
+            return start, start
         problem = self.trials.problem(start)
         try:
             scaled = self.trials.scaled(start, other)
         except PlanError:
             if other > start:
                 raise
-            return start  # one sample alone can be another program
+            return start, start  # one sample alone can be another program
 
         def bracket(has_bytes: Mapping[str, int]) -> int:
             return _bracket(
@@ -233,8 +235,8 @@ class _Search:
         placement = sketch(problem_there, problem_there.graph, has_bytes)
         short = sum(over(problem_there, problem_there.evaluate(placement)).values()) if placement is not None else 0
         if not short:
-            return batch
-        return bracket({name: has - short // len(has_bytes) for name, has in has_bytes.items()})
+            return batch, batch
+        return bracket({name: has - short // len(has_bytes) for name, has in has_bytes.items()}), batch
 
 
 def _bracket(fits: Callable[[int], bool], start: int, most: int) -> int:

@@ -57,7 +57,7 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
         raise PlanError(f"batch={batch!r}: expected a number of samples, 1 or more")
     cluster = plan.cluster if devices is None else resolve(devices)
     names = _stand_ins(plan, cluster)
-    before = _Sizes(costed.graph(plan.cluster, None), plan.placement, plan.cluster, plan.io_device)
+    before = costed.sizes(plan)
     placement = {node: names[device] for node, device in plan.placement.items()}
     after = _Sizes(costed.graph(cluster, batch), placement, cluster, names.get(plan.io_device, HOST))
     return Prediction(
@@ -88,6 +88,13 @@ class _Costed:
         others = ((b, posed.program) for b, posed in trials.posed.items() if b not in (batch, None))
         self._other: tuple[int, Program] | None = next(others, None)
         self._scaled: Scaled | None = None
+        self._sizes: _Sizes | None = None
+
+    def sizes(self, plan: Plan) -> _Sizes:
+        """What the estimate says of the plan itself."""
+        if self._sizes is None:
+            self._sizes = _Sizes(self.graph(plan.cluster, None), plan.placement, plan.cluster, plan.io_device)
+        return self._sizes
 
     def graph(self, cluster: Cluster, batch: int | None) -> CostGraph:
         """The costs on the devices of ``cluster``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from autosplit.errors import PlanError
 from autosplit.program import Facts, Leaf, Program
@@ -33,9 +34,8 @@ class Scaled:
                 f"the model runs other operators with {self._other} samples than with {self._batch}: what it costs "
                 "cannot be told for a batch in between; plan for each batch"
             )
-        self._facts = [
-            (node, self._program.facts[node], other.facts[twin]) for node, twin in zip(ours, theirs, strict=True)
-        ]
+        pairs = ((node, self._program.facts[node], other.facts[twin]) for node, twin in zip(ours, theirs, strict=True))
+        self._varying = [(node, mine, others) for node, mine, others in pairs if _sizes(mine) != _sizes(others)]
 
     def program(self, batch: int) -> Program:
         """The program at ``batch`` samples, for its costs only: the sizes in its code are the first capture's."""
@@ -47,8 +47,14 @@ class Scaled:
             return mine if mine == others else max(0, mine + (others - mine) * run // span)
 
         program = copy.copy(self._program)
-        program.facts = {node: _facts(mine, others, at) for node, mine, others in self._facts}
+        varied = {node: _facts(mine, others, at) for node, mine, others in self._varying}
+        program.facts = self._program.facts | varied
         return program
+
+
+def _sizes(facts: Facts) -> tuple[Any, ...]:
+    leaves = [(leaf.size_bytes, leaf.storage_bytes) for leaf in facts.leaves]
+    return leaves, [*facts.hidden.values()], facts.flops, facts.moved_bytes, facts.workspace_bytes
 
 
 def _facts(mine: Facts, others: Facts, at: Interpolate) -> Facts:

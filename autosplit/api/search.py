@@ -88,15 +88,19 @@ def _solve_until_it_fits(problem: Problem) -> Candidate:
     shares of the capacity are tried, and then other objectives, each placement once.
     """
     seen: set[tuple[str, ...]] = set()
-    over: list[Candidate] = []
-    refused: CapacityError | None = None
+    misses: list[Candidate] = []
+    refused: list[CapacityError] = []
+    hopeless: dict[Objective, float] = {}  # with so large a share, or less
     for objective, share in _tries(problem.objective):
+        if share <= hopeless.get(objective, 0.0):
+            continue
         limits = {name: int(size * share) for name, size in problem.has_bytes().items()}
         try:
             placement = _solve(problem, objective, limits)
         except CapacityError as error:
-            refused = refused or error
-            if error.proved and not over:
+            refused.append(error)
+            hopeless[objective] = share
+            if not misses and (error.proved or share == _LOOSE):
                 break
             continue
         key = tuple(placement.devices.values())
@@ -105,10 +109,10 @@ def _solve_until_it_fits(problem: Problem) -> Candidate:
             candidate = problem.evaluate(placement)
             if not over(problem, candidate):
                 return candidate
-            over.append(candidate)
-    if not over and refused is not None:
-        raise refused
-    raise _does_not_fit(problem, min(over, key=lambda candidate: sum(over(problem, candidate).values())))
+            misses.append(candidate)
+    if not misses:
+        raise refused[0]
+    raise _does_not_fit(problem, min(misses, key=lambda candidate: sum(over(problem, candidate).values())))
 
 
 def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
@@ -175,7 +179,7 @@ def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
     ]
     return CapacityError(
         f"{type(problem.model).__name__} does not fit, mode {problem.request.mode}: {'; '.join(rows)}; "
-        "give a smaller batch, another optimizer, or one more device",
+        "give fewer samples or more devices; ways_out() of this error plans what would fit",
         needs_bytes=needs,
         has_bytes=has,
     )

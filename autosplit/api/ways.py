@@ -22,11 +22,16 @@ from autosplit.runtime import unsplit_class
 _OPTIMIZERS = {"adafactor": "Adafactor", "sgd": "SGD without momentum"}
 """Those that keep less than Adam, by name."""
 
+_BATCH_SHARE = 0.6
+"""Of the time that is left, for the many plans that the largest batch takes."""
+
 _COST = {"batch": 0, "recompute": 0, "optimizer": 1, "devices": 2}
 """What a kind costs before its time counts: nothing; another course of training; money."""
 
 
-def find_ways_out(trials: Trials, samples: int | None, budget_s: float) -> tuple[tuple[WayOut, ...], tuple[str, ...]]:
+def find_ways_out(
+    trials: Trials, samples: int | None, short_bytes: int, budget_s: float
+) -> tuple[tuple[WayOut, ...], tuple[str, ...]]:
     """The ways out of a problem that does not fit, cheapest first.
 
     Each is planned as the problem was, to the exact check of memory; what does not fit either is not offered.
@@ -34,13 +39,13 @@ def find_ways_out(trials: Trials, samples: int | None, budget_s: float) -> tuple
     Args:
         trials: the problem, as it was posed.
         samples: the batch that does not fit; None when the inputs have none.
+        short_bytes: what all devices together lack.
         budget_s: no new plan is begun after so many seconds.
 
     Returns:
         The ways, and the kinds that there was no time for.
     """
-    until = time.monotonic() + budget_s
-    search_for = _Ways(trials, samples, lambda: time.monotonic() < until)
+    search_for = _Ways(trials, samples, short_bytes, time.monotonic() + budget_s)
     found: list[WayOut] = []
     not_tried: list[str] = []
     for kind, ways in search_for.kinds().items():  # those that need no capture first: they are found soonest
@@ -58,8 +63,8 @@ class _OutOfTimeError(Exception):
 class _Ways:
     """Looks for the ways out of one problem."""
 
-    def __init__(self, trials: Trials, samples: int | None, may_go_on: Callable[[], bool]) -> None:
-        self.trials, self.samples, self.may_go_on = trials, samples, may_go_on
+    def __init__(self, trials: Trials, samples: int | None, short_bytes: int, until_s: float) -> None:
+        self.trials, self.samples, self.short_bytes, self.until_s = trials, samples, short_bytes, until_s
         self.base = trials.problem(samples)
 
     def kinds(self) -> dict[str, Callable[[], Iterator[WayOut]]]:
@@ -68,12 +73,12 @@ class _Ways:
         kinds: dict[str, Callable[[], Iterator[WayOut]]] = {}
         if request.mode == "train":
             kinds["optimizer"] = self.other_optimizers
-        if request.placement is None and request.strategy in ("auto", "split"):
-            kinds["devices"] = self.more_devices
         if request.mode == "train" and request.placement is None:  # by hand: its names are of nodes that go away
             kinds["recompute"] = self.recompute
         if self.samples is not None and self.samples > 1:
             kinds["batch"] = self.fewer_samples
+        if request.placement is None and request.strategy in ("auto", "split"):
+            kinds["devices"] = self.more_devices
         return kinds
 
     def other_optimizers(self) -> Iterator[WayOut]:
@@ -84,11 +89,12 @@ class _Ways:
                 yield self.way("optimizer", f"optimizer={name!r}", f"train with {words}", plan)
 
     def more_devices(self) -> Iterator[WayOut]:
-        """The fewest more of the largest device that are enough, as far as they are looked at."""
+        """More of the largest device: first as many as have room for what is short, then twice and four times that."""
         cluster = self.base.cluster
         like = max(cluster.devices, key=lambda device: device.memory_bytes)
         count = len(cluster.devices)
-        for more in dict.fromkeys((1, count, 3 * count)):
+        fewest = max(1, -(-self.short_bytes // like.memory_bytes))
+        for more in (fewest, 2 * fewest, 4 * fewest):
             larger = _with_more(cluster, like.name, more)
             plan = self.planned(self.posed(replace(self.base.request, cluster=larger)))
             if plan is not None:
@@ -99,7 +105,7 @@ class _Ways:
     def recompute(self) -> Iterator[WayOut]:
         """The repeated blocks keep their inputs alone, and compute the rest again in the backward."""
         for changed in recomputing(self.trials.model):
-            if not self.may_go_on():
+            if time.monotonic() >= self.until_s:
                 raise _OutOfTimeError
             trials = replace(self.trials, model=changed.model, written=unsplit_class(changed.model), posed={})
             try:
@@ -113,12 +119,13 @@ class _Ways:
 
     def fewer_samples(self) -> Iterator[WayOut]:
         """As many samples at once as fit."""
-        samples = self.samples or 0
+        samples, now_s = self.samples or 0, time.monotonic()
+        until_s = now_s + _BATCH_SHARE * (self.until_s - now_s)
         try:
-            best = largest(self.trials, samples - 1, may_go_on=self.may_go_on)
+            best = largest(self.trials, samples - 1, may_go_on=lambda: time.monotonic() < until_s)
             plan = describe(best.problem, best.candidate)
         except AutosplitError:
-            if not self.may_go_on():
+            if time.monotonic() >= until_s:
                 raise _OutOfTimeError from None
             return
         calls = -(-samples // best.batch)
@@ -137,7 +144,7 @@ class _Ways:
         Raises:
             _OutOfTimeError: the budget was spent before.
         """
-        if not self.may_go_on():
+        if time.monotonic() >= self.until_s:
             raise _OutOfTimeError
         try:
             return describe(problem, search(problem))
