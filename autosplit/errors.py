@@ -93,7 +93,7 @@ class CapacityError(AutosplitError):
         self.mode = mode
         self.not_tried: tuple[str, ...] = ()
         """Kinds of ways out that the last ``ways_out`` had no time to finish."""
-        self._found: tuple[WayOut, ...] | None = None
+        self._found: tuple[WayOut, ...] = ()
         self.find_ways_out: FindWaysOut | None = None
 
     @property
@@ -117,13 +117,15 @@ class CapacityError(AutosplitError):
         Returns:
             The ways found, maybe none; none also where the error is not of ``plan`` or ``partition``.
         """
-        if self._found is None or self.not_tried:
-            found, self.not_tried = self.find_ways_out(budget_s) if self.find_ways_out is not None else ((), ())
+        if self.find_ways_out is not None:
+            found, self.not_tried = self.find_ways_out(budget_s)
             self._found = tuple(found)
+            if not self.not_tried:
+                self.find_ways_out = None  # it holds the model
         return self._found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {name: value for name, value in self.__dict__.items() if name != "find_ways_out"}  # it holds the model
+        state = {name: value for name, value in self.__dict__.items() if name != "find_ways_out"}  # it cannot travel
         return type(self), self.args, {**state, "find_ways_out": None}
 
 
