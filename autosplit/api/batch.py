@@ -109,6 +109,7 @@ class Trials:
     written: type[nn.Module]
     request: Request
     example: Example
+    captured: dict[int | None, Captured] = field(default_factory=dict)
     posed: dict[int | None, Problem] = field(default_factory=dict)
 
     def problem(self, batch: int | None) -> Problem:
@@ -117,8 +118,10 @@ class Trials:
         Raises:
             PlanError: the model cannot be captured at that batch.
         """
+        if batch not in self.captured:
+            self.captured[batch] = self._capture(batch)
         if batch not in self.posed:
-            self.posed[batch] = Problem(self.model, self.request, self._capture(batch), self.example.io_device)
+            self.posed[batch] = Problem(self.model, self.request, self.captured[batch], self.example.io_device)
         return self.posed[batch]
 
     def scaled(self, batch: int, other: int) -> Scaled:

@@ -52,8 +52,8 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
         if request.batch is None:
             raise
         raise CaptureError(f"with the batch resized to {request.batch}: {error}") from error
-    problem = Problem(trials.model, request, captured, example.io_device)
-    trials.posed[example.samples] = problem
+    trials.captured[example.samples] = captured
+    problem = trials.problem(example.samples)
     _refuse_shared_memory(problem)
     plan = describe(problem, search(problem))
     if isinstance(request.batch, int):

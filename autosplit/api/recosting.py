@@ -85,7 +85,7 @@ class _Costed:
         self._request = replace(problem.request, optimizer=None, placement=None, batch=None)  # an instance has weights
         self._example = trials.example.forms()
         self._model = weakref.ref(trials.model)
-        others = ((b, posed.program) for b, posed in trials.posed.items() if b not in (batch, None))
+        others = ((b, captured.program) for b, captured in trials.captured.items() if b not in (batch, None))
         self._other: tuple[int, Program] | None = next(others, None)
         self._scaled: Scaled | None = None
         self._sizes: _Sizes | None = None

@@ -107,7 +107,9 @@ class _Ways:
         for changed in recomputing(self.trials.model):
             if time.monotonic() >= self.until_s:
                 raise _OutOfTimeError
-            trials = replace(self.trials, model=changed.model, written=unsplit_class(changed.model), posed={})
+            trials = replace(
+                self.trials, model=changed.model, written=unsplit_class(changed.model), captured={}, posed={}
+            )
             try:
                 problem = trials.problem(self.samples)
             except AutosplitError:
