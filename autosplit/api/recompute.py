@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+_METHODS = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
+"""How transformers, its earlier versions and diffusers name it."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,10 @@ def recomputing(model: nn.Module) -> Iterator[Recomputing]:
     Source: Chen et al., Training deep nets with sublinear memory cost, 2016.
     """
     blocks = repeated_blocks(model)
-    if callable(getattr(model, "gradient_checkpointing_enable", None)):  # how transformers and diffusers name it
-        changed = _changed(model, _enable)
-        if changed is not None:
-            how = "call model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
-            yield Recomputing(changed, "model.gradient_checkpointing_enable()", how)
+    method = next((name for name in _METHODS if callable(getattr(model, name, None))), None)
+    changed = _changed(model, methodcaller(method)) if method is not None else None
+    if changed is not None:
+        yield Recomputing(changed, f"model.{method}()", "the model's own checkpointing of its blocks")
     changed = _changed(model, partial(_wrap, blocks=blocks)) if blocks else None
     if changed is not None:
         how = "run the forward of each through torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
@@ -69,7 +72,7 @@ def _words(blocks: dict[str, tuple[str, ...]]) -> str:
     return ", ".join(f"{path}.*".lstrip(".") for path in blocks)
 
 
-def _changed(model: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module | None:
+def _changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module | None:
     """A changed copy without data; None when the model cannot be copied or changed so."""
     weights = {id(p): nn.Parameter(_form(p), requires_grad=p.requires_grad) for p in model.parameters()}
     memo: dict[int, Any] = {**weights, **{id(buffer): _form(buffer) for buffer in model.buffers()}}
@@ -83,10 +86,6 @@ def _changed(model: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module
 
 def _form(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _enable(model: Any) -> None:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _wrap(model: nn.Module, blocks: dict[str, tuple[str, ...]]) -> None:

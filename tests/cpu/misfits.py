@@ -37,6 +37,11 @@ def net(depth=2):
         return Net(depth)
 
 
+def large():
+    """A Net of six blocks."""
+    return net(6)
+
+
 def samples(batch):
     """Inputs of form only."""
     return (torch.empty(batch, 32, WIDTH, device="meta"),)

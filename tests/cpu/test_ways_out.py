@@ -19,18 +19,18 @@ from autosplit.cli import main
 from autosplit.device import parse_cluster
 from autosplit.errors import WayOut
 
-DEVICES, SAMPLES = "1x12MiB", 32
+DEVICES, SAMPLES = "1x16MiB", 32
 
 
-def misfit(model, devices, batch, mode, **asked):
+def misfit(model, devices, count, mode, **asked):
     with pytest.raises(CapacityError) as caught:
-        autosplit.plan(model, devices, samples(batch), mode=mode, **asked)
+        autosplit.plan(model, devices, samples(count), mode=mode, **asked)
     return caught.value
 
 
 @pytest.fixture(scope="module")
 def model():
-    return net()
+    return net(6)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_the_numbers_of_a_misfit_add_up(size, count, mode):
 
 
 def test_every_kind_is_found_and_all_of_them_fit(error, ways):
-    assert {way.kind for way in ways.values()} == {"batch", "recompute", "devices"}
+    assert {way.kind for way in ways.values()} == {"batch", "recompute", "optimizer", "devices"}
     assert error.not_tried == ()
     for way in ways.values():
         has = parse_cluster(DEVICES).devices[0].memory_bytes
@@ -82,7 +82,7 @@ def test_they_are_sorted_by_what_they_cost(ways):
         ({"batch": 0, "recompute": 0, "optimizer": 1, "devices": 2}[w.kind], w.relative_time) for w in ways.values()
     ]
     assert costs == sorted(costs)
-    assert all(way.relative_time > 1.0 for way in ways.values())
+    assert all(way.relative_time >= 1.0 for way in ways.values())
 
 
 def test_fewer_samples_is_a_plan_of_so_many(model, ways):
@@ -102,24 +102,21 @@ class Recomputed(Net):
 
 def test_recomputing_is_a_plan_of_the_model_that_checkpoints_its_blocks(ways):
     with torch.device("meta"):
-        by_hand = Recomputed(2)
+        by_hand = Recomputed(6)
     same(ways["recompute blocks.*"], autosplit.plan(by_hand, DEVICES, samples(SAMPLES), mode="train"))
 
 
 def test_one_more_device_is_a_plan_with_it(model, ways):
-    same(ways["one more device like gpu:0"], autosplit.plan(model, "2x12MiB", samples(SAMPLES), mode="train"))
+    same(ways["one more device like gpu:0"], autosplit.plan(model, "2x16MiB", samples(SAMPLES), mode="train"))
 
 
-def test_another_optimizer_is_a_plan_with_it(model):
-    error = misfit(net(6), "1x10MiB", 2, "train")
-    ways = {way.kind: way for way in error.ways_out(300)}
-    assert ways["optimizer"].write in ("optimizer='sgd'", "optimizer='adafactor'")
-    name = ways["optimizer"].write.removeprefix("optimizer='").removesuffix("'")
-    same(ways["optimizer"], autosplit.plan(net(6), "1x10MiB", samples(2), mode="train", optimizer=name))
+def test_another_optimizer_is_a_plan_with_it(model, ways):
+    asked = {"mode": "train", "optimizer": "sgd"}
+    same(ways["optimizer='sgd'"], autosplit.plan(model, DEVICES, samples(SAMPLES), **asked))
 
 
 def test_inference_has_no_optimizer_and_nothing_to_recompute(model):
-    error = misfit(model, "1x6MiB", 256, "infer")
+    error = misfit(net(1), "1x6MiB", 256, "infer")
     assert {way.kind for way in error.ways_out(300)} == {"batch"}  # no device has room for one activation less
 
 
@@ -186,23 +183,26 @@ def test_a_transformers_model_recomputes_as_it_offers_it():
         gpt = GPT2LMHeadModel(config)
     ids = torch.empty(16, 128, dtype=torch.int64, device="meta")
     asked = {"kwargs": {"input_ids": ids, "labels": ids}, "mode": "train"}
-    with pytest.raises(CapacityError) as caught:
-        autosplit.plan(gpt, "1x60MiB", **asked)
-    ways = {way.kind: way for way in caught.value.ways_out(300)}
-    assert ways["recompute"].write == "model.gradient_checkpointing_enable()"
-    gpt.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    same(ways["recompute"], autosplit.plan(gpt, "1x60MiB", **asked))
+    offered = next(recomputing(gpt))
+    assert offered.write == "model.activation_checkpointing_enable()"
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in gpt.modules())
+    before = autosplit.plan(gpt, "1x1GiB", **asked)
+    gpt.activation_checkpointing_enable()
+    after = autosplit.plan(offered.model, "1x1GiB", **asked)
+    assert after.prediction == autosplit.plan(gpt, "1x1GiB", **asked).prediction
+    assert after.capture == before.capture == "graph"
+    assert after.prediction.devices["gpu:0"].peak_bytes < 0.5 * before.prediction.devices["gpu:0"].peak_bytes
 
 
 # ---------------------------------------------------------------- the command line
 
 
 def test_the_command_line_prints_the_ways_out(capsys):
-    words = ["plan", "misfits:net", "--input", "x=f32:32x32x64", "--for", "train", "--devices", DEVICES, "--json"]
+    words = ["plan", "misfits:large", "--input", "x=f32:32x32x64", "--for", "train", "--devices", DEVICES, "--json"]
     assert main(words) == 3
     said = capsys.readouterr()
     document = json.loads(said.out)["error"]
-    assert [way["kind"] for way in document["ways_out"]] == ["recompute", "batch", "devices"]
+    assert {way["kind"] for way in document["ways_out"]} == {"recompute", "batch", "optimizer", "devices"}
     assert document["not_tried"] == []
     assert "Ways out, cheapest first (each planned again" in said.err
     for way in document["ways_out"]:
