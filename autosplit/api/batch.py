@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +19,6 @@ from autosplit.device import HOST, Cluster
 from autosplit.errors import CapacityError, CaptureError, PlanError
 from autosplit.program import tensor_leaves
 from autosplit.units import format_bytes
-
-BatchChoice = int | Literal["max"] | None
 
 MOST_SAMPLES = 2**20
 """The largest batch that is looked for."""

@@ -57,7 +57,8 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
     _refuse_shared_memory(problem)
     plan = describe(problem, search(problem))
     if isinstance(request.batch, int):
-        plan = msgspec.structs.replace(plan, batch=request.batch)
+        words = f"batch: {request.batch}, as asked: what the model is called with is resized along dimension 0"
+        plan = msgspec.structs.replace(plan, batch=request.batch, assumptions=(words, *plan.assumptions))
     remember(plan, problem, trials)
     return plan, captured
 

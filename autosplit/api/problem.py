@@ -24,6 +24,7 @@ from autosplit.program import Program, Spec
 
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
+BatchChoice = int | Literal["max"] | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Request:
     optimizer: OptimizerLike | None = None
     placement: Mapping[str, str] | None = None
     capture: Rung | None = None
-    batch: int | Literal["max"] | None = None
+    batch: BatchChoice = None
 
 
 @dataclass(frozen=True)

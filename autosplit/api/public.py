@@ -14,9 +14,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from autosplit.api.batch import BatchChoice
 from autosplit.api.planning import make_plan
-from autosplit.api.problem import ObjectiveChoice, Request, StrategyChoice
+from autosplit.api.problem import BatchChoice, ObjectiveChoice, Request, StrategyChoice
 from autosplit.api.running import Caller, install_parts
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
@@ -77,9 +76,10 @@ def plan(
 
     Raises:
         CaptureError: the model cannot be captured, or args do not match its forward.
-        CapacityError: nothing was found that fits; carries bytes needed and had by device.
+        CapacityError: nothing was found that fits; carries bytes needed, had and short by device, and ``ways_out()``
+            plans what would fit.
         DeviceError: a device is unknown or repeated.
-        PlanError: the model has no parameters, or what was asked contradicts itself.
+        PlanError: the model has no parameters, its batch cannot be varied, or what was asked contradicts itself.
     """
     model, args, kwargs = _as_module(model, args, kwargs)
     if args is None and kwargs is None:
