@@ -187,20 +187,32 @@ class _Search:
         self.refused: dict[int, CapacityError] = {}
 
     def run(self) -> Largest:
-        low, high = 0, self.most + 1  # fits, is refused
+        low, high, floor = 0, self.most + 1, 0  # fits, is refused, is no batch
         batch, hoped = self.guess()
         up, down = max(1, (hoped - batch) // 2), 1
         while high - low > 1 and self.may_go_on():
-            turned = bool(low) and high <= self.most
+            if batch == 1 and not self.takes_one():
+                low = floor = 1
+                batch = 2
+                continue
+            turned = low > floor and high <= self.most
             if self.fits(batch):
                 low, batch, up = batch, batch + up, 2 * up
             else:
                 high, batch, down = batch, batch - down, 2 * down
             if turned or not low < batch < high:
                 batch = (low + high) // 2
-        if not low:
+        if low == floor:
             raise self.refused.get(high) or CapacityError("no batch was tried in the time given")
         return Largest(low, self.trials.problem(low), self.found[low], self.refused.get(low + 1))
+
+    def takes_one(self) -> bool:
+        """Whether one sample is a batch: to a batch norm in training it is not."""
+        try:
+            self.trials.problem(1)
+        except PlanError:
+            return False
+        return True
 
     def fits(self, batch: int) -> bool:
         try:
@@ -232,6 +244,8 @@ class _Search:
 
         has_bytes = problem.has_bytes()
         batch = bracket(has_bytes)
+        if batch == 1:
+            return 1, 1
         problem_there = self.trials.problem(batch)
         placement = sketch(problem_there, problem_there.graph, has_bytes)
         short = sum(over(problem_there, problem_there.evaluate(placement)).values()) if placement is not None else 0

@@ -38,7 +38,7 @@ def make_plan(
         return _plan_largest(trials) if request.batch == "max" else _plan_one(trials, frontend)
     except CapacityError as error:
         error.model, error.mode = type(model).__name__, request.mode
-        samples = 1 if request.batch == "max" else trials.example.samples
+        samples = min(filter(None, trials.posed)) if request.batch == "max" else trials.example.samples
         error.find_ways_out = partial(find_ways_out, trials, samples, sum(error.short_bytes.values()))
         raise
 
