@@ -177,7 +177,7 @@ def test_the_search_ends_at_the_limit_wherever_it_begins(limit, most, least, gue
     assert len(tried) == len(set(tried)) <= 2 * most.bit_length() + 2
 
 
-def test_partition_for_the_largest_runs_any_batch():
+def test_partition_for_the_largest_runs_that_and_any_other_batch():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)).eval()
     x = torch.randn(3, 64)
@@ -187,6 +187,7 @@ def test_partition_for_the_largest_runs_any_batch():
         assert split.plan.batch > 3
         with torch.no_grad():
             assert torch.equal(split(x), wanted)
+            assert split(torch.randn(split.plan.batch, 64)).shape[0] == split.plan.batch
 
 
 # ---------------------------------------------------------------- the command line
