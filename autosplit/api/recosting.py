@@ -10,14 +10,14 @@ import msgspec
 from autosplit.api.batch import Trials
 from autosplit.api.problem import Problem
 from autosplit.api.scale import Scaled
+from autosplit.capture import Captured
 from autosplit.costs import build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.errors import PlanError
 from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph
 from autosplit.hardware import DevicesLike, resolve
-from autosplit.placement import DevicePrediction, Plan, Prediction
-from autosplit.program import Program
+from autosplit.placement import DevicePrediction, Placement, Plan, Prediction
 from autosplit.runtime import unsplit_class
 
 _COSTED = "costed"  # where a plan carries its costs: never in the file
@@ -26,9 +26,10 @@ _COSTED = "costed"  # where a plan carries its costs: never in the file
 def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None = None) -> Prediction:
     """What ``plan`` would cost with the same placement under another batch, or on other devices.
 
-    Memory is what the plan predicts plus the difference that the engine's estimate sees, at costs linear in the batch;
-    times are the estimate's. It takes milliseconds; the first call for another batch of a plan that was not made with
-    batch="max" captures the model once more (seconds).
+    Memory is what the plan predicts plus the difference that the engine's estimate sees, at costs linear in the batch,
+    made right at a second batch by an exact prediction; times are the estimate's. It takes milliseconds, but for the
+    first call for another batch: that one predicts memory at the second batch, and captures the model there (seconds;
+    a plan made with batch="max" was captured before).
 
     Args:
         plan: as ``plan`` returned it, or ``split.plan``, in this process: a file does not carry the costs.
@@ -59,10 +60,14 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
     names = _stand_ins(plan, cluster)
     before = costed.sizes(plan)
     placement = {node: names[device] for node, device in plan.placement.items()}
-    after = _Sizes(costed.graph(cluster, batch), placement, cluster, names.get(plan.io_device, HOST))
+    after = _Sizes(costed.graph(plan, cluster, batch), placement, cluster, names.get(plan.io_device, HOST))
     return Prediction(
         devices={
-            new: _shifted(plan.prediction.devices.get(old), after.busy_ns[new], after.peaks[new] - before.peaks[old])
+            new: _shifted(
+                plan.prediction.devices.get(old),
+                after.busy_ns[new],
+                round(costed.slope(old) * (after.peaks[new] - before.peaks[old])),
+            )
             for old, new in names.items()
         },
         step_ns=after.step_ns,
@@ -73,46 +78,63 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
 
 def remember(plan: Plan, problem: Problem, trials: Trials) -> None:
     """Have ``plan`` carry its costs, for ``recost``; they are no part of the file, and of no comparison."""
-    plan.__dict__[_COSTED] = _Costed(plan.batch or trials.example.samples, problem, trials)
+    plan.__dict__[_COSTED] = _Costed(plan, problem, trials)
 
 
 class _Costed:
     """A plan's costs; the model only as long as somebody else keeps it."""
 
-    def __init__(self, batch: int | None, problem: Problem, trials: Trials) -> None:
-        self._batch = batch
+    def __init__(self, plan: Plan, problem: Problem, trials: Trials) -> None:
+        self._batch = plan.batch or trials.example.samples
         self._program, self._optimizer = problem.program, problem.optimizer_cost
-        self._request = replace(problem.request, optimizer=None, placement=None, batch=None)  # an instance has weights
+        # An optimizer and a placement by hand may be objects that hold weights; a factory holds options.
+        self._request = replace(problem.request, optimizer=problem.factory, placement=None, batch=None)
         self._example = trials.example.forms()
         self._model = weakref.ref(trials.model)
-        others = ((b, captured.program) for b, captured in trials.captured.items() if b not in (batch, None))
-        self._other: tuple[int, Program] | None = next(others, None)
+        others = ((b, c) for b, c in trials.captured.items() if b not in (self._batch, None) and c.rung == "graph")
+        self._captured: dict[int | None, Captured] = dict(list(others)[:1])
         self._scaled: Scaled | None = None
+        self._slopes: dict[str, float] = {}
         self._sizes: _Sizes | None = None
 
     def sizes(self, plan: Plan) -> _Sizes:
         """What the estimate says of the plan itself."""
         if self._sizes is None:
-            self._sizes = _Sizes(self.graph(plan.cluster, None), plan.placement, plan.cluster, plan.io_device)
+            self._sizes = _Sizes(self.graph(plan, plan.cluster, None), plan.placement, plan.cluster, plan.io_device)
         return self._sizes
 
-    def graph(self, cluster: Cluster, batch: int | None) -> CostGraph:
+    def slope(self, name: str) -> float:
+        """Bytes that a device of the plan exactly takes more with the batch, for each that the estimate sees."""
+        return self._slopes.get(name, 1.0)
+
+    def graph(self, plan: Plan, cluster: Cluster, batch: int | None) -> CostGraph:
         """The costs on the devices of ``cluster``."""
-        program = self._program if batch in (None, self._batch) else self._at(batch)
+        program = self._program
+        if batch not in (None, self._batch):
+            if self._batch is None:
+                raise PlanError(f"batch={batch}: no input of this plan has samples along a dimension 0")
+            program = (self._scaled or self._vary(plan, self._batch)).program(batch)
         return build_graph(program, cluster.devices, self._optimizer)
 
-    def _at(self, batch: int | None) -> Program:
-        if self._batch is None or batch is None:
-            raise PlanError(f"batch={batch}: no input of this plan has samples along a dimension 0")
-        if self._scaled is None:
-            self._scaled = Scaled((self._batch, self._program), self._other or self._captured(2 * self._batch))
-        return self._scaled.program(batch)
-
-    def _captured(self, batch: int) -> tuple[int, Program]:
-        model = self._model()
+    def _vary(self, plan: Plan, batch: int) -> Scaled:
+        """Capture at a second batch where that was not done, and predict the plan's memory there exactly."""
+        model, other = self._model(), next((b for b in self._captured if b is not None), 2 * batch)
         if model is None:
             raise PlanError("the model of this plan is gone, and its batch was not varied yet: keep it, or plan again")
-        return batch, Trials(model, unsplit_class(model), self._request, self._example).problem(batch).program
+        trials = Trials(model, unsplit_class(model), self._request, self._example, self._captured)
+        problem = trials.problem(other)
+        scaled = Scaled((batch, self._program), (other, problem.program))
+        graph = build_graph(scaled.program(other), plan.cluster.devices, self._optimizer)
+        before, after = self.sizes(plan), _Sizes(graph, plan.placement, plan.cluster, plan.io_device)
+        placement = Placement(devices=plan.placement, objective="latency", value=0, bound=0, method="as planned")
+        for name, footprint in problem.evaluate(placement).footprints.items():
+            more, seen = (
+                footprint.peak_bytes - plan.prediction.devices[name].peak_bytes,
+                after.peaks[name] - before.peaks[name],
+            )
+            self._slopes[name] = more / seen if more * seen > 0 else 1.0
+        self._scaled, self._captured = scaled, {}
+        return scaled
 
 
 class _Sizes:

@@ -178,7 +178,7 @@ def test_a_copy_that_recomputes_has_no_data_and_keeps_ties():
 def test_a_transformers_model_recomputes_as_it_offers_it():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=64, n_positions=128, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(n_layer=3, n_embd=64, n_head=2, vocab_size=64, n_positions=128, bos_token_id=0, eos_token_id=0)
     with torch.device("meta"):
         gpt = GPT2LMHeadModel(config)
     ids = torch.empty(16, 128, dtype=torch.int64, device="meta")
