@@ -216,7 +216,7 @@ class _Search:
 
     def fits(self, batch: int) -> bool:
         try:
-            self.found[batch] = search(self.trials.problem(batch))
+            self.found[batch] = search(self.trials.problem(batch), self.may_go_on)
         except CapacityError as error:
             self.refused[batch] = error
         return batch in self.found

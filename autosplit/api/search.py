@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -20,15 +20,17 @@ _SHARES = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
 _LOOSE = 1.25
 
 
-def search(problem: Problem) -> Candidate:
+def search(problem: Problem, may_go_on: Callable[[], bool] = lambda: True) -> Candidate:
     """The placement to plan: as asked by hand, on one device, or the best split that fits.
+
+    ``may_go_on`` is asked before each try after the first; once it says no, the search gives up.
 
     Raises:
         CapacityError: nothing was found that fits.
         PlanError: a placement by hand names what is not there.
     """
     fixed = fixed_placement(problem)
-    return _solve_until_it_fits(problem) if fixed is None else _fitting(problem, fixed)
+    return _solve_until_it_fits(problem, may_go_on) if fixed is None else _fitting(problem, fixed)
 
 
 def fixed_placement(problem: Problem) -> Placement | None:
@@ -81,7 +83,7 @@ def _valued(problem: Problem, devices: dict[str, str], method: str) -> Placement
     return Placement(devices=devices, objective=problem.objective, value=value, bound=0, method=method)
 
 
-def _solve_until_it_fits(problem: Problem) -> Candidate:
+def _solve_until_it_fits(problem: Problem, may_go_on: Callable[[], bool]) -> Candidate:
     """Solve with the fast estimate and check with the exact tracker; when that says no, solve for less memory.
 
     The estimate is near, but what the caching allocator reserves beyond it is not smooth in the placement: so several
@@ -90,16 +92,14 @@ def _solve_until_it_fits(problem: Problem) -> Candidate:
     seen: set[tuple[str, ...]] = set()
     misses: list[Candidate] = []
     refused: list[CapacityError] = []
-    hopeless: dict[Objective, float] = {}  # with so large a share, or less
     for objective, share in _tries(problem.objective):
-        if share <= hopeless.get(objective, 0.0):
-            continue
+        if (misses or refused) and not may_go_on():
+            break
         limits = {name: int(size * share) for name, size in problem.has_bytes().items()}
         try:
             placement = _solve(problem, objective, limits)
         except CapacityError as error:
             refused.append(error)
-            hopeless[objective] = share
             if not misses and (error.proved or share == _LOOSE):
                 break
             continue

@@ -105,7 +105,7 @@ class _Ways:
     def recompute(self) -> Iterator[WayOut]:
         """The repeated blocks keep their inputs alone, and compute the rest again in the backward."""
         for changed in recomputing(self.trials.model):
-            if time.monotonic() >= self.until_s:
+            if self.is_late():
                 raise _OutOfTimeError
             trials = replace(
                 self.trials, model=changed.model, written=unsplit_class(changed.model), captured={}, posed={}
@@ -140,17 +140,23 @@ class _Ways:
         """The same capture, for another request."""
         return Problem(self.base.model, request, self.base.captured, self.base.io_device)
 
+    def is_late(self) -> bool:
+        """Whether the time is spent."""
+        return time.monotonic() >= self.until_s
+
     def planned(self, problem: Problem) -> Plan | None:
         """The plan of a changed problem; None when it does not fit either.
 
         Raises:
             _OutOfTimeError: the budget was spent before.
         """
-        if time.monotonic() >= self.until_s:
+        if self.is_late():
             raise _OutOfTimeError
         try:
-            return describe(problem, search(problem))
+            return describe(problem, search(problem, lambda: not self.is_late()))
         except AutosplitError:
+            if self.is_late():
+                raise _OutOfTimeError from None
             return None
 
     def way(self, kind: str, write: str, how: str, plan: Plan, times: float = 1.0) -> WayOut:
