@@ -112,8 +112,8 @@ class CapacityError(AutosplitError):
         then another optimizer; then more devices.
 
         Args:
-            budget_s: no new plan, nor a new try within one, is begun after so many seconds; the kinds that were left are
-                in ``not_tried``.
+            budget_s: no new plan, nor a new try within one, is begun after so many seconds; the kinds that were left
+                are in ``not_tried``.
 
         Returns:
             The ways found, maybe none; none also where the error is not of ``plan`` or ``partition``.

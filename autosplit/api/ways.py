@@ -40,7 +40,7 @@ def find_ways_out(
         trials: the problem, as it was posed.
         samples: the batch that does not fit; None when the inputs have none.
         short_bytes: what all devices together lack.
-        budget_s: no new plan is begun after so many seconds.
+        budget_s: no new plan or try is begun after so many seconds.
 
     Returns:
         The ways, and the kinds that there was no time for.
