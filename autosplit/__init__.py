@@ -1,8 +1,9 @@
 """autosplit: automatic model partitioning for PyTorch.
 
 ``partition(model, devices)`` returns the same model, split over the devices; ``plan`` shows the placement before
-anything moves; ``apply`` places by a plan made earlier; ``verify`` shows that nothing changed in what is computed;
-``solve`` is the engine alone, on any costed graph.
+anything moves; ``apply`` places by a plan made earlier; ``recost`` tells what a plan would cost at another batch or on
+other devices; ``verify`` shows that nothing changed in what is computed; ``solve`` is the engine alone, on any costed
+graph.
 
 Names are loaded when they are first used, so that importing autosplit does not import torch.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autosplit import sim
-    from autosplit.api import apply, partition, plan
+    from autosplit.api import apply, partition, plan, recost
     from autosplit.device import Cluster, Device, Link, Rates
     from autosplit.errors import (
         AutosplitError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         GraphError,
         PlanError,
         VerifyError,
+        WayOut,
     )
     from autosplit.graph import CostGraph
     from autosplit.placement import Placement, Plan
@@ -36,6 +38,7 @@ _HOMES = {
     "apply": "autosplit.api",
     "partition": "autosplit.api",
     "plan": "autosplit.api",
+    "recost": "autosplit.api",
     "Cluster": "autosplit.device",
     "Device": "autosplit.device",
     "Link": "autosplit.device",
@@ -47,6 +50,7 @@ _HOMES = {
     "GraphError": "autosplit.errors",
     "PlanError": "autosplit.errors",
     "VerifyError": "autosplit.errors",
+    "WayOut": "autosplit.errors",
     "CostGraph": "autosplit.graph",
     "Placement": "autosplit.placement",
     "Plan": "autosplit.placement",
@@ -69,9 +73,11 @@ __all__ = [
     "PlanError",
     "Rates",
     "VerifyError",
+    "WayOut",
     "apply",
     "partition",
     "plan",
+    "recost",
     "sim",
     "solve",
     "verify",

@@ -10,12 +10,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import fx
 
 from autosplit.device import Device
 from autosplit.graph import CostGraph, Node, Tensor, TensorKind
-from autosplit.program import Facts, Input, Program, Value, module_path, operator_name
+from autosplit.program import Facts, Input, Program, Value, is_checkpoint, module_path, operator_name
 
 BACKWARD_FORWARD_RATIO = 2
 
@@ -41,6 +42,14 @@ class OptimizerCost:
     step_ratio: float
 
 
+class Lender(NamedTuple):
+    """Where operators were measured: how they miss their estimates there, they are taken to miss them elsewhere."""
+
+    device: Device
+    program: Program
+    times: Times
+
+
 @dataclass
 class _Flow:
     """A tensor while its readers are being collected."""
@@ -57,7 +66,7 @@ def build_graph(
     devices: Iterable[Device],
     optimizer: OptimizerCost | None = None,
     times: Mapping[str, Times] | None = None,
-    lent: Mapping[str, tuple[Device, Times]] | None = None,
+    lent: Mapping[str, Lender] | None = None,
 ) -> CostGraph:
     """The cost graph of ``program`` for the kinds of ``devices``.
 
@@ -66,8 +75,7 @@ def build_graph(
         devices: one time is found for each distinct kind.
         optimizer: what training keeps for each parameter; None costs a step without one.
         times: what was measured, by kind of device.
-        lent: for kinds that nothing was measured on, another device and what was measured there: operators are taken
-            to miss their estimates as they do there.
+        lent: for kinds that this program was not measured on, what its estimates follow.
     """
     groups = _group_names(program)
     measured, borrowed = times or {}, lent or {}
@@ -82,18 +90,18 @@ def build_graph(
 class _Clock:
     """Forward and backward ns of each node on one kind of device."""
 
-    def __init__(
-        self, program: Program, device: Device, times: Times, lent: tuple[Device, Times] | None = None
-    ) -> None:
+    def __init__(self, program: Program, device: Device, times: Times, lent: Lender | None = None) -> None:
         self._program, self._device, self._times = program, device, times
-        self._factors = self._by_operator(*(lent or (device, times)))
+        self._factors = _by_operator(lent or Lender(device, program, times))
 
     def __call__(self, node: fx.Node) -> tuple[int, int]:
         measured = self._times.get(self._program.names[node])
         if measured is not None:
             return measured.forward_ns, measured.backward_ns
-        estimate = self._estimate(node, self._device)
-        factors = self._factors.get(operator_name(node)) or self._factors.get("", (1.0, float(BACKWARD_FORWARD_RATIO)))
+        estimate = _roofline_ns(self._program.facts[node], self._device)
+        factors = self._factors.get(operator_name(node)) or self._factors.get("")
+        if factors is None:  # a checkpoint computes its forward again first
+            return estimate, estimate * (BACKWARD_FORWARD_RATIO + is_checkpoint(node))
         return round(estimate * factors[0]), round(estimate * factors[1])
 
     def workspace_bytes(self, node: fx.Node) -> int:
@@ -101,21 +109,19 @@ class _Clock:
         measured = self._times.get(self._program.names[node])
         return measured.workspace_bytes or 0 if measured is not None else 0
 
-    def _estimate(self, node: fx.Node, device: Device) -> int:
-        return _roofline_ns(self._program.facts[node], device)
 
-    def _by_operator(self, device: Device, times: Times) -> dict[str, tuple[float, float]]:
-        """Median of measured forward and backward over the estimate, by operator, and of all as ""."""
-        ratios: dict[str, list[tuple[float, float]]] = {}
-        for node in self._program.nodes:
-            measured, estimate = times.get(self._program.names[node]), self._estimate(node, device)
-            if measured is not None and estimate:
-                for key in ("", operator_name(node)):
-                    ratios.setdefault(key, []).append((measured.forward_ns / estimate, measured.backward_ns / estimate))
-        return {
-            key: (statistics.median(f for f, _ in found), statistics.median(b for _, b in found))
-            for key, found in ratios.items()
-        }
+def _by_operator(lender: Lender) -> dict[str, tuple[float, float]]:
+    """Median of measured forward and backward over the estimate, by operator, and of all as ""."""
+    program, ratios = lender.program, dict[str, list[tuple[float, float]]]()
+    for node in program.nodes if lender.times else ():
+        measured, estimate = lender.times.get(program.names[node]), _roofline_ns(program.facts[node], lender.device)
+        if measured is not None and estimate:
+            for key in ("", operator_name(node)):
+                ratios.setdefault(key, []).append((measured.forward_ns / estimate, measured.backward_ns / estimate))
+    return {
+        key: (statistics.median(forward for forward, _ in found), statistics.median(backward for _, backward in found))
+        for key, found in ratios.items()
+    }
 
 
 def _node(program: Program, node: fx.Node, clocks: Mapping[str, _Clock], group: str | None) -> Node:
@@ -137,7 +143,7 @@ def _roofline_ns(facts: Facts, device: Device) -> int:
         return 0  # a view
     compute_ns = facts.flops * 10**9 // device.rate(facts.flops_dtype)
     memory_ns = facts.moved_bytes * 10**9 // device.bandwidth_bytes_per_s
-    return device.launch_ns + max(compute_ns, memory_ns)
+    return facts.operators * device.launch_ns + max(compute_ns, memory_ns)
 
 
 def _group_names(program: Program) -> dict[fx.Node, str]:

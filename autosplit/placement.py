@@ -120,19 +120,21 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Predicted cost of one step under a plan, by device name, and where the times come from.
+    """Predicted cost of one step under a plan, by device name, and where the figures come from.
 
     ``time_source``: "measured" for every operation on every kind of device, "calibrated" where only some were and the
-    estimates of the others follow them, "estimated" where none was.
+    estimates of the others follow them, "estimated" where none was. ``memory_source`` is "emitted" where the emitted
+    program ran on fake tensors, "estimated" where ``recost`` says.
     """
 
     devices: dict[str, DevicePrediction]
     step_ns: int
     transfer_ns: int
     time_source: TimeSource = "estimated"
+    memory_source: Literal["emitted", "estimated"] = "emitted"
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Strategy, placement, transfers, prediction, and the assumptions they rest on.
 
     Attributes:
@@ -151,6 +153,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         reason: one line: why this strategy.
         assumptions: what the figures rest on.
         fingerprint: sha256 of the weights' names, shapes and dtypes: which model it is for.
+        batch: samples in one call, where ``batch=`` was given; None for the example inputs as they were.
     """
 
     format: int = PLAN_FORMAT
@@ -170,6 +173,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     reason: str
     assumptions: tuple[str, ...] = ()
     fingerprint: str = ""
+    batch: int | None = None
 
     @property
     def stages(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import msgspec
 from torch import nn
 
+from autosplit.api.batch import Example, Trials, largest
 from autosplit.api.describe import describe
 from autosplit.api.problem import Problem, Request
+from autosplit.api.recosting import remember
 from autosplit.api.search import search
+from autosplit.api.ways import find_ways_out
 from autosplit.capture import Captured, Frontend, climb
-from autosplit.device import HOST, Cluster
-from autosplit.errors import PlanError
+from autosplit.errors import CapacityError, CaptureError, PlanError
 from autosplit.placement import Plan
-from autosplit.program import tensor_leaves
 
 
 def make_plan(
     model: nn.Module, frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request
 ) -> tuple[Plan, Captured]:
-    """Plan ``model``, captured through ``frontend``, for one form of inputs; nothing is moved."""
+    """Plan ``model``, captured through ``frontend``, for one form of inputs; nothing is moved.
+
+    A CapacityError of it knows the model and can look for ways out.
+    """
     if request.strategy == "split" and len(request.cluster.devices) == 1:
         raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
-    captured = climb(frontend, args, kwargs, request.mode, request.capture)
-    problem = Problem(model, request, captured, _io_device(args, kwargs, request.cluster))
+    example = Example.of(args, kwargs, request.cluster)
+    trials = Trials(model, frontend.written, request, example)
+    if isinstance(request.batch, int):
+        trials = replace(trials, example=example.at(request.batch))
+    try:
+        return _plan_largest(trials) if request.batch == "max" else _plan_one(trials, frontend)
+    except CapacityError as error:
+        error.model, error.mode = type(model).__name__, request.mode
+        samples = min(filter(None, trials.posed)) if request.batch == "max" else trials.example.samples
+        error.find_ways_out = partial(find_ways_out, trials, samples, sum(error.short_bytes.values()))
+        raise
+
+
+def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
+    """The plan for the example inputs."""
+    example, request = trials.example, trials.request
+    try:
+        captured = climb(frontend, example.args, example.kwargs, request.mode, request.capture)
+    except CaptureError as error:
+        if request.batch is None:
+            raise
+        raise CaptureError(f"with the batch resized to {request.batch}: {error}") from error
+    trials.captured[example.samples] = captured
+    problem = trials.problem(example.samples)
     _refuse_shared_memory(problem)
-    return describe(problem, search(problem)), captured
+    plan = describe(problem, search(problem))
+    if isinstance(request.batch, int):
+        words = f"batch: {request.batch}, as asked: what the model is called with is resized along dimension 0"
+        plan = msgspec.structs.replace(plan, batch=request.batch, assumptions=(words, *plan.assumptions))
+    remember(plan, problem, trials)
+    return plan, captured
+
+
+def _plan_largest(trials: Trials) -> tuple[Plan, Captured]:
+    """The plan for the largest batch that fits."""
+    _refuse_shared_memory(trials.problem(trials.example.batch))
+    best = largest(trials)
+    plan = describe(best.problem, best.candidate)
+    plan = msgspec.structs.replace(plan, batch=best.batch, assumptions=(best.words, *plan.assumptions))
+    remember(plan, best.problem, trials)
+    return plan, best.problem.captured
 
 
 def _refuse_shared_memory(problem: Problem) -> None:
@@ -41,9 +85,3 @@ def _refuse_shared_memory(problem: Problem) -> None:
                 f"{first!r} and {name!r} of {type(problem.model).__name__} share memory, and forward writes to it: "
                 "give one a memory of its own (clone it), or register one and make the other from it in forward"
             )
-
-
-def _io_device(args: Sequence[Any], kwargs: Mapping[str, Any], cluster: Cluster) -> str:
-    """Where inputs arrive: the device of the first tensor if it is one of the cluster's, else the host."""
-    leaves = tensor_leaves((list(args), dict(kwargs)))
-    return next((str(leaf.device) for leaf in leaves if str(leaf.device) in cluster.names), HOST)

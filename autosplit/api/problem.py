@@ -25,6 +25,7 @@ from autosplit.program import Program, Spec
 
 StrategyChoice = Literal["auto", "single", "replicate", "split"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
+BatchChoice = int | Literal["max"] | None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Request:
     capture: Rung | None = None
     profile: ProfileChoice = "auto"
     workload: Workload | None = None
+    batch: BatchChoice = None
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,27 @@ class Problem:
         return optimizer_factory("adamw" if asked is None else asked, foreach=not on_host)
 
     @cached_property
+    def optimizer_cost(self) -> OptimizerCost | None:
+        """What the optimizer keeps and takes; None in inference."""
+        return None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
+
+    @cached_property
     def graph(self) -> CostGraph:
         """The cost graph, with measured times where there are some."""
-        return self._graph(self.timed)
+        timed = self.timed
+        return build_graph(self.program, self.cluster.devices, self.optimizer_cost, timed.times, timed.lent)
 
     @cached_property
     def timed(self) -> Timed:
         """What was measured."""
         if self.request.profile is False:
             return Timed()
-        return find_times(self.program, self._graph(Timed()), self.cluster, self.request.profile)
+        estimated = build_graph(self.program, self.cluster.devices, self.optimizer_cost)
+        return find_times(self.program, estimated, self.cluster, self.request.profile)
 
-    def _graph(self, timed: Timed) -> CostGraph:
-        cost = None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
-        return build_graph(self.program, self.cluster.devices, cost, timed.times, timed.lent)
+    def costed(self, program: Program) -> CostGraph:
+        """The cost graph of another size of the program, for these devices and this optimizer."""
+        return build_graph(program, self.cluster.devices, self.optimizer_cost, lent=self.timed.lenders)
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from autosplit.api.planning import make_plan
-from autosplit.api.problem import ObjectiveChoice, Request, StrategyChoice
+from autosplit.api.problem import BatchChoice, ObjectiveChoice, Request, StrategyChoice
 from autosplit.api.running import Caller, install_parts
 from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
@@ -48,6 +48,7 @@ def plan(
     placement: Mapping[str, str] | None = None,
     capture: CaptureChoice = "auto",
     profile: ProfileChoice = "auto",
+    batch: BatchChoice = None,
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving or running anything.
 
@@ -73,21 +74,25 @@ def plan(
             known of other devices from earlier measurements; True measures on every device that is present (a CPU
             with one thread); False estimates. What was measured is kept under $AUTOSPLIT_CACHE, else in the user's
             folder for caches.
+        batch: samples in one call, in place of the example inputs': along dimension 0 of the first tensor, and of
+            every other tensor whose dimension 0 is of that size. "max" finds the largest number that fits: it and one
+            more are planned exactly, memory is taken to grow in between. It takes some four to eight captures.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
 
     Raises:
         CaptureError: the model cannot be captured, or args do not match its forward.
-        CapacityError: nothing was found that fits; carries bytes needed and had by device.
+        CapacityError: nothing was found that fits; carries bytes needed, had and short by device, and ``ways_out()``
+            plans what would fit.
         DeviceError: a device is unknown or repeated.
-        PlanError: the model has no parameters, or what was asked contradicts itself.
+        PlanError: the model has no parameters, its batch cannot be varied, or what was asked contradicts itself.
     """
     model, args, kwargs = _as_module(model, args, kwargs)
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture, profile)
+    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture, profile, batch)
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         raise PlanError(
@@ -128,6 +133,7 @@ def partition(
     placement: Mapping[str, str] | None = None,
     capture: CaptureChoice = "auto",
     profile: ProfileChoice = "auto",
+    batch: BatchChoice = None,
     plan: Plan | None = None,
     verify: bool = False,
 ) -> nn.Module:
@@ -148,6 +154,7 @@ def partition(
         placement: as in plan.
         profile: as in plan.
         capture: as in plan; "graph" also makes a later call that cannot be captured an error.
+        batch: as in plan; other batches run too, by the same plan.
         plan: a plan made before; it is applied as it is, and only ``devices`` is looked at beside it.
         verify: compare with the unsplit model on the example inputs (it needs a second copy of the model).
 
@@ -165,7 +172,7 @@ def partition(
         if isinstance(plan, Plan):
             _check_devices(plan, cluster)
         return apply_captured(model, plan)
-    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, profile)
+    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
     _check_inputs(args, kwargs)
@@ -192,8 +199,11 @@ class _Asked:
     placement: Mapping[str, str] | None
     capture: CaptureChoice
     profile: ProfileChoice
+    batch: BatchChoice
 
     def __post_init__(self) -> None:
+        if self.batch not in (None, "max") and (type(self.batch) is not int or self.batch < 1):
+            raise PlanError(f"batch={self.batch!r}: expected a number of samples, 1 or more, 'max' or None")
         for name, value, known in (
             ("mode", self.mode, (None, *get_args(Mode))),
             ("strategy", self.strategy, get_args(StrategyChoice)),
@@ -215,7 +225,8 @@ class _Asked:
             self.optimizer,
             self.placement,
             None if self.capture == "auto" else self.capture,
-            self.profile,
+            profile=self.profile,
+            batch=self.batch,
         )
 
 

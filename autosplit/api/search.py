@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -11,6 +11,7 @@ from autosplit.api.problem import Candidate, Problem
 from autosplit.device import HOST
 from autosplit.emit import assign
 from autosplit.errors import CapacityError, PlanError
+from autosplit.graph import CostGraph
 from autosplit.placement import Objective, Placement
 from autosplit.solvers import solve
 from autosplit.units import format_bytes
@@ -19,24 +20,32 @@ _SHARES = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
 _LOOSE = 1.25
 
 
-def search(problem: Problem) -> Candidate:
+def search(problem: Problem, may_go_on: Callable[[], bool] = lambda: True) -> Candidate:
     """The placement to plan: as asked by hand, on one device, or the best split that fits.
+
+    ``may_go_on`` is asked before each try after the first; once it says no, the search gives up.
 
     Raises:
         CapacityError: nothing was found that fits.
         PlanError: a placement by hand names what is not there.
     """
+    fixed = fixed_placement(problem)
+    return _solve_until_it_fits(problem, may_go_on) if fixed is None else _fitting(problem, fixed)
+
+
+def fixed_placement(problem: Problem) -> Placement | None:
+    """The only placement that what was asked leaves open; None when there is something to solve."""
     request = problem.request
     if request.placement is not None:
-        return _fitting(problem, _by_hand(problem, request.placement))
+        return _by_hand(problem, request.placement)
     if request.strategy in ("single", "replicate"):
-        return _fitting(problem, _on_one_device(problem))
-    return _solve_until_it_fits(problem)
+        return _on_one_device(problem)
+    return None
 
 
 def _fitting(problem: Problem, placement: Placement) -> Candidate:
     candidate = problem.evaluate(placement)
-    if _over(problem, candidate):
+    if over(problem, candidate):
         raise _does_not_fit(problem, candidate)
     return candidate
 
@@ -74,34 +83,36 @@ def _valued(problem: Problem, devices: dict[str, str], method: str) -> Placement
     return Placement(devices=devices, objective=problem.objective, value=value, bound=0, method=method)
 
 
-def _solve_until_it_fits(problem: Problem) -> Candidate:
+def _solve_until_it_fits(problem: Problem, may_go_on: Callable[[], bool]) -> Candidate:
     """Solve with the fast estimate and check with the exact tracker; when that says no, solve for less memory.
 
     The estimate is near, but what the caching allocator reserves beyond it is not smooth in the placement: so several
     shares of the capacity are tried, and then other objectives, each placement once.
     """
     seen: set[tuple[str, ...]] = set()
-    over: list[Candidate] = []
-    refused: CapacityError | None = None
+    misses: list[Candidate] = []
+    refused: list[CapacityError] = []
     for objective, share in _tries(problem.objective):
+        if (misses or refused) and not may_go_on():
+            break
         limits = {name: int(size * share) for name, size in problem.has_bytes().items()}
         try:
             placement = _solve(problem, objective, limits)
         except CapacityError as error:
-            refused = refused or error
-            if error.proved and not over:
+            refused.append(error)
+            if not misses and (error.proved or share == _LOOSE):
                 break
             continue
         key = tuple(placement.devices.values())
         if key not in seen:
             seen.add(key)
             candidate = problem.evaluate(placement)
-            if not _over(problem, candidate):
+            if not over(problem, candidate):
                 return candidate
-            over.append(candidate)
-    if not over and refused is not None:
-        raise refused
-    raise _does_not_fit(problem, min(over, key=lambda candidate: sum(_over(problem, candidate).values())))
+            misses.append(candidate)
+    if not misses:
+        raise refused[0]
+    raise _does_not_fit(problem, min(misses, key=lambda candidate: sum(over(problem, candidate).values())))
 
 
 def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
@@ -138,7 +149,21 @@ def _from_the_first(problem: Problem, placement: Placement) -> Placement:
     return msgspec.structs.replace(placement, devices=devices)
 
 
-def _over(problem: Problem, candidate: Candidate) -> dict[str, int]:
+def sketch(problem: Problem, graph: CostGraph, has_bytes: Mapping[str, int]) -> Placement | None:
+    """The first placement that fits by the fast estimate, at the costs of ``graph``; None when none is found."""
+    fixed = fixed_placement(problem)
+    if fixed is not None:
+        peaks = estimate.peak_bytes(graph, fixed.devices, problem.cluster, problem.io_device)
+        return fixed if all(peaks[name] <= has for name, has in has_bytes.items()) else None
+    try:
+        return solve(
+            graph, problem.cluster, objective=problem.objective, io_device=problem.io_device, capacities=has_bytes
+        )
+    except CapacityError:
+        return None
+
+
+def over(problem: Problem, candidate: Candidate) -> dict[str, int]:
     """Bytes missing by device."""
     has = problem.has_bytes()
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
@@ -150,11 +175,11 @@ def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
     rows = [
         f"{name} needs {format_bytes(needs[name])} of {format_bytes(has[name])} (short {format_bytes(short)})"
-        for name, short in _over(problem, candidate).items()
+        for name, short in over(problem, candidate).items()
     ]
     return CapacityError(
         f"{type(problem.model).__name__} does not fit, mode {problem.request.mode}: {'; '.join(rows)}; "
-        "give a smaller batch, another optimizer, or one more device",
+        "give fewer samples or more devices; ways_out() of this error plans what would fit",
         needs_bytes=needs,
         has_bytes=has,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from autosplit.catalogue import find
-from autosplit.costs import Measured, Times
+from autosplit.costs import Lender, Measured, Times
 from autosplit.device import Cluster, Device, from_entry
 from autosplit.emit import assign, rewrite
 from autosplit.estimate import peak_bytes
@@ -30,12 +30,16 @@ _SHARE = 0.8  # of the free memory: what whole passes may take
 
 @dataclass
 class Timed:
-    """Times by kind of device and node name, how good they are, and what to say of them."""
+    """Times by kind of device and node name, how good they are, and what to say of them.
+
+    ``lent`` is what the estimates of other kinds follow; ``lenders`` what those of other programs follow, on any kind.
+    """
 
     times: dict[str, Times] = field(default_factory=dict)
-    lent: dict[str, tuple[Device, Times]] = field(default_factory=dict)
+    lent: dict[str, Lender] = field(default_factory=dict)
     source: TimeSource = "estimated"
     notes: list[str] = field(default_factory=list)
+    lenders: dict[str, Lender] = field(default_factory=dict)
 
 
 def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: ProfileChoice) -> Timed:
@@ -61,7 +65,9 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
             timed.times[kind] = {
                 name: Measured(t.forward_ns, t.backward_ns, t.workspace_bytes) for name, t in found.timings.items()
             }
+            timed.lenders[kind] = Lender(device, program, timed.times[kind])
             timed.notes += _told(found, kind, len(program.nodes))
+    timed.lenders |= timed.lent
     wanted = len(kinds) * len(program.nodes)
     known = sum(name in times for times in timed.times.values() for name in graph.nodes)
     timed.source = "measured" if known == wanted else "calibrated" if known or timed.lent else "estimated"
@@ -78,7 +84,7 @@ def _borrow(timed: Timed, program: Program, device: Device, store: Store) -> Non
             found = recall(program, _emitted(program, "cpu"), store, name)
             if found:
                 times = {n: Measured(t.forward_ns, t.backward_ns) for n, t in found.items()}
-                timed.lent[device.kind] = from_entry(name, entry), times
+                timed.lent[device.kind] = Lender(from_entry(name, entry), program, times)
                 timed.notes.append(
                     f"times on {device.kind}: estimates scaled by operator by what {len(found)} of "
                     f"{len(program.nodes)} operations took on {name}"

@@ -81,6 +81,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return _report(error, as_json="--json" in words, debug="--debug" in words)
 
 
+def _batch(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    """A number of samples, or "max"."""
+    if value is None or value == "max":
+        return value
+    if not value.isascii() or not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r}: expected a number of samples, 1 or more, or max")
+    return int(value)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="autosplit")
 def autosplit() -> None:
@@ -131,6 +140,12 @@ def autosplit() -> None:
     default=None,
     help="Measure operations on the devices that are present.  [default: on accelerators; else as measured before]",
 )
+@click.option(
+    "--batch",
+    callback=_batch,
+    metavar="N|max",
+    help="Samples in one call, in place of the inputs'; max: as many as fit.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
 @_json
 @_debug
@@ -144,6 +159,7 @@ def plan(
     optimizer: str | None,
     strategy: Any,
     profile: bool | None,
+    batch: int | str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -167,6 +183,7 @@ def plan(
             optimizer=optimizer,
             strategy=strategy,
             profile="auto" if profile is None else profile,
+            batch=batch,
         )
     if out is not None:
         _save(made, out)
@@ -255,7 +272,10 @@ def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
     with _progress("planning"):
         try:
             return make(module, cluster, kwargs=kwargs, **asked)
-        except PlanError as error:  # there is no plan yet that could be stale, and what was asked was checked
+        except PlanError as error:
+            if asked["batch"] is not None:
+                raise click.BadParameter(str(error), param_hint="--batch") from error
+            # there is no plan yet that could be stale, and what was asked was checked
             raise AssertionError(f"a plan that contradicts itself: {error}") from error
 
 
@@ -320,22 +340,35 @@ def _progress(doing: str) -> Iterator[None]:
 
 def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     """Say what went wrong; the exit code."""
-    from autosplit.report import ErrorTable, error_document
+    from autosplit.report import ErrorTable, WaysTable, error_document
 
     kind, code = _kind(error), _exit_code(error)
     if debug:
         traceback.print_exception(error)
-    if as_json:
-        click.echo(error_document(error, kind, _message(error), code))
     if isinstance(error, click.ClickException):
         error.show()
     elif isinstance(error, AutosplitError):
         _print(ErrorTable(error, kind), err=True)
     else:
         click.echo(f"error[{kind}]: {_message(error)}", err=True)
+    if isinstance(error, CapacityError) and error.model:
+        _look_for_ways_out(error)
+        _print(WaysTable(error), err=True)
+    if as_json:
+        click.echo(error_document(error, kind, _message(error), code))
     if kind == "bug" and not debug:
         click.echo("This is a bug in autosplit: run again with --debug for the traceback, and report it.", err=True)
     return code
+
+
+def _look_for_ways_out(error: CapacityError) -> None:
+    """The misfit stands, whatever comes of the search."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), _progress("looking for ways out"):
+            error.ways_out()
+    except (Exception, KeyboardInterrupt) as failed:
+        error.find_ways_out, error.not_tried = None, ("all",)
+        click.echo(f"the search for ways out ended: {_message(failed)}", err=True)
 
 
 def _kind(error: BaseException) -> str:

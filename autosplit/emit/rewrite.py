@@ -13,14 +13,22 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from autosplit.emit.assign import Assignment
-from autosplit.program import AcceleratorForms, Program, Value, is_control, is_move, literal, operator_name
+from autosplit.program import (
+    AcceleratorForms,
+    Program,
+    Value,
+    is_checkpoint,
+    is_control,
+    is_move,
+    literal,
+    operator_name,
+)
 
 _FACTORY_NAMES = (
     "arange bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window kaiser_window "
     "linspace logspace ones rand randint randn randperm scalar_tensor tensor tril_indices triu_indices zeros"
 )
 _FACTORIES = frozenset(getattr(torch, name) for name in _FACTORY_NAMES.split())
-_CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,7 @@ def _relocate(
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The call with the logical device in its arguments replaced by the device it runs on."""
     target: Any = node.target
-    if target is _CHECKPOINT:
+    if is_checkpoint(node):
         # Dynamo's mark recomputes only under a compiler; the real checkpoint also keeps the RNG state.
         return _checkpoint, args, {}
     if is_move(node) and target != "to":

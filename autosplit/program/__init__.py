@@ -22,7 +22,7 @@ from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
 from autosplit.program.groups import stay_together
-from autosplit.program.names import is_control, is_move, module_path, operator_name, stable_names
+from autosplit.program.names import is_checkpoint, is_control, is_move, module_path, operator_name, stable_names
 from autosplit.program.reads import Value, read_values
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import closed_on_error, functorch_regions
@@ -42,6 +42,7 @@ __all__ = [
     "Value",
     "call_on_fakes",
     "closed_on_error",
+    "is_checkpoint",
     "is_control",
     "is_move",
     "literal",

@@ -12,6 +12,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from autosplit.errors import CaptureError
@@ -19,7 +20,7 @@ from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, Spec, form_of, tensor_leaves
-from autosplit.program.names import is_control, operator_name, source_line
+from autosplit.program.names import is_checkpoint, is_control, operator_name, source_line
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import bare, closed_on_error
 
@@ -38,10 +39,11 @@ class _Effects(TorchDispatchMode):
         self.flops = 0
         self.flops_dtype = "float32"
         self.moved_bytes = 0
+        self.operators = 0
         self.alive: list[Any] = []  # a freed storage's address could come back as another's
 
     def clear(self) -> None:
-        self.written, self.allocated, self.flops, self.moved_bytes = set(), {}, 0, 0
+        self.written, self.allocated, self.flops, self.moved_bytes, self.operators = set(), {}, 0, 0, 0
         self.flops_dtype = "float32"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,6 +61,7 @@ class _Effects(TorchDispatchMode):
                     self.allocated[_storage(tensor)] = _storage_bytes(tensor)
             self.written |= {_storage(t) for t in written_tensors(func, args, kwargs)}
             if not func.is_view:
+                self.operators += bool(outputs)
                 self.moved_bytes += sum(map(_size_bytes, inputs)) + sum(map(_size_bytes, outputs))
                 formula = flop_registry.get(func.overloadpacket)
                 if formula is not None:
@@ -113,7 +116,11 @@ class _Analysis(fx.Interpreter):
         differentiable = [a for a in n.all_input_nodes if self._differentiable(a)]
         with self.effects, self._saved_tensors(n), self.forms:
             result = self._run(n)
+            if is_checkpoint(n):
+                self._keep(self.fetch_args_kwargs_from_env(n)[0])
         self.facts[n] = self._facts(result, frozenset(differentiable))
+        if is_checkpoint(n):
+            self.facts[n].operators = self.effects.operators
         return result
 
     def _differentiable(self, node: fx.Node) -> bool:
@@ -139,6 +146,16 @@ class _Analysis(fx.Interpreter):
         self.saved = {}
         n.target, n.op = Recorded(n.target, recorded), "call_function"
         return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Dynamo's mark of a checkpoint keeps what the region saves; the real one, which is what runs, does not."""
+        if target is torch.ops.higher_order.tag_activation_checkpoint:
+            return checkpoint(*args, use_reentrant=False)
+        return super().call_function(target, args, kwargs)
+
+    def _keep(self, arguments: Any) -> None:
+        for tensor in tensor_leaves(arguments) if torch.is_grad_enabled() else ():
+            self._pack(tensor)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         self.saved[_storage(tensor)] = _storage_bytes(tensor)

@@ -80,6 +80,7 @@ class Facts:
         writes: storages it writes in place.
         saved: storages its backward needs.
         hidden: bytes of saved storages that no node returns (a dropout mask, a layer norm's statistics).
+        operators: how many operators it stands for; more than one only in a checkpoint.
         flops, moved_bytes: arithmetic and memory traffic of the forward, for a roofline.
         flops_dtype: format of the factors (of the last product, where there are several), as torch names it; "tf32"
             where torch.backends allows that for float32.
@@ -93,6 +94,7 @@ class Facts:
     writes: frozenset[int] = frozenset()
     saved: frozenset[int] = frozenset()
     hidden: dict[int, int] = field(default_factory=dict)
+    operators: int = 1
     flops: int = 0
     flops_dtype: str = "float32"
     moved_bytes: int = 0

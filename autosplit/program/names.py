@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import fx
 
 from autosplit.program.facts import Input
@@ -53,6 +54,11 @@ def source_line(node: fx.Node) -> str:
     """Where the node comes from in the model's own source: " at FILE:LINE in FUNCTION"; "" when that is not known."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     return " at {}:{} in {}".format(*frames[-1]) if frames else ""
+
+
+def is_checkpoint(node: fx.Node) -> bool:
+    """A region that keeps its inputs alone, and computes itself again in the backward (activation checkpointing)."""
+    return node.target is torch.ops.higher_order.tag_activation_checkpoint
 
 
 def is_control(node: fx.Node) -> bool:

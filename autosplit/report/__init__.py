@@ -15,8 +15,11 @@ from rich.text import Text
 from autosplit.device import Device
 from autosplit.errors import AutosplitError, CapacityError
 from autosplit.placement import DevicePrediction, Plan, Transfer
+from autosplit.report.ways import WaysTable, ways_document
 from autosplit.report.words import Labels, clean, layer_words, path_of
 from autosplit.units import format_bytes, format_ns
+
+__all__ = ["WIDTH", "ErrorTable", "PlanTable", "WaysTable", "document", "error_document", "text"]
 
 WIDTH = 80
 """Columns of the plain text form."""
@@ -38,7 +41,8 @@ def error_document(error: BaseException, kind: str, message: str, exit_code: int
     """An error as one JSON document: ``{"error": {"kind", "message", "exit_code", ...}}``.
 
     Args:
-        error: a CapacityError adds ``needs_bytes``, ``has_bytes`` and ``short_bytes`` by device, and ``proved``.
+        error: a CapacityError adds ``needs_bytes``, ``has_bytes`` and ``short_bytes`` by device, ``proved``, and the
+            ways out, which are looked for now.
         kind: "capacity", "capture", "plan", "usage", ...
         message: what is wrong, for people.
         exit_code: what the process exits with.
@@ -53,6 +57,7 @@ def error_document(error: BaseException, kind: str, message: str, exit_code: int
             "has_bytes": error.has_bytes,
             "short_bytes": error.short_bytes,
             "proved": error.proved,
+            **ways_document(error),
         }
     return msgspec.json.encode({"error": content}).decode()
 

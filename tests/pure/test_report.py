@@ -208,6 +208,8 @@ def test_misfit_in_words_and_as_a_document():
         "has_bytes": {"gpu:0": GIB, "gpu:1": GIB},
         "short_bytes": {"gpu:0": 2 * GIB},
         "proved": False,
+        "ways_out": [],
+        "not_tried": [],
     }
     proved = CapacityError("no", needs_bytes={"gpu:0": 2}, has_bytes={"gpu:0": 1}, proved=True)
     assert "Proved: no placement on these devices fits." in error_text(proved)
