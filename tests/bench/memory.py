@@ -39,8 +39,7 @@ from autosplit.units import format_bytes
 
 MODELS = (
     "gpt2", "gpt_neox", "bloom", "llama", "mistral", "qwen2", "gemma2", "bert", "t5", "bart", "vit", "swin", "resnet",
-    "convnext", "mixtral", "clip", "nn-lstm", "nn-attention", "nn-transformer", "timm-efficientnet", "diffusers-unet",
-    "mamba",
+    "convnext", "mixtral", "clip", "nn-lstm", "nn-attention", "nn-transformer", "timm-efficientnet",
 )  # fmt: skip
 CASES = {"forward": None, "sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 ROOM = 2**36
