@@ -17,7 +17,7 @@ from autosplit.errors import PlanError
 from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph
 from autosplit.hardware import DevicesLike, resolve
-from autosplit.placement import DevicePrediction, Placement, Plan, Prediction
+from autosplit.placement import Breakdown, DevicePrediction, Placement, Plan, Prediction, Timeline
 from autosplit.runtime import unsplit_class
 
 _COSTED = "costed"  # where a plan carries its costs: never in the file
@@ -171,7 +171,7 @@ def _stand_ins(plan: Plan, cluster: Cluster) -> dict[str, str]:
 
 
 def _shifted(exact: DevicePrediction | None, busy_ns: int, more_bytes: int) -> DevicePrediction:
-    """The exact prediction, by so many bytes more."""
+    """The exact prediction, by so many bytes more; what they are parts of is not known."""
     if exact is None:
         return DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=busy_ns)
     return msgspec.structs.replace(
@@ -179,4 +179,6 @@ def _shifted(exact: DevicePrediction | None, busy_ns: int, more_bytes: int) -> D
         peak_bytes=max(exact.weight_bytes, exact.peak_bytes + more_bytes),
         reserved_bytes=max(exact.weight_bytes, exact.reserved_bytes + more_bytes),
         busy_ns=busy_ns,
+        breakdown=Breakdown(),
+        timeline=Timeline(),
     )

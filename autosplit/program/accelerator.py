@@ -70,6 +70,8 @@ class AcceleratorForms(TorchFunctionMode):
 def literal(data: Any, *, device: torch.device | str, **kwargs: Any) -> Tensor:
     """torch.tensor on a device, which fake tensors get wrong for a CPU with an index."""
     made = torch.tensor(data, **kwargs)
+    if torch.device(device) == made.device:
+        return made  # its value stays known, as an optimizer's count of its steps needs
     return torch.empty(made.shape, dtype=made.dtype, device=device).copy_(made)
 
 

@@ -155,3 +155,12 @@ def test_an_instance_is_not_touched() -> None:
     before = copy.deepcopy(optimizer.state_dict())
     autosplit.plan(mine, "1x1GiB", (torch.randn(32, 256),), mode="train", optimizer=optimizer)
     assert optimizer.state_dict() == before
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "adafactor", "adagrad", "rmsprop"])
+@pytest.mark.parametrize("devices", ["1x1GiB", "cpu"])
+def test_every_name_plans_for_an_accelerator_and_for_a_cpu(name: str, devices: str) -> None:
+    plan = autosplit.plan(nn.Linear(64, 64), devices, (torch.randn(4, 64),), mode="train", optimizer=name)
+    (device,) = plan.prediction.devices.values()
+    assert device.breakdown.gradients_bytes >= 4 * 64 * 64
+    assert (device.breakdown.optimizer_bytes > 0) == (name != "sgd")
