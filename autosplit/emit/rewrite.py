@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from autosplit.emit.assign import Assignment
+from autosplit.emit.function import FUNCTION, apply_function
 from autosplit.program import (
     AcceleratorForms,
     Program,
@@ -89,6 +90,7 @@ class _Rewriter:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.env: dict[fx.Node, fx.Node] = {}
+        self.inside = {inner for region in program.regions.values() for inner in region}
         self.copies: dict[tuple[str, str], fx.Node] = {}
         self.emitted = Emitted(fx.GraphModule(self.root, self.graph))
 
@@ -130,6 +132,8 @@ class _Rewriter:
     def compute(self, number: int, node: fx.Node, name: str) -> fx.Node:
         args, kwargs = self.localise(node, (node.args, node.kwargs), name)
         target, args, kwargs = _relocate(node, args, dict(kwargs), self.devices[name])
+        if target is FUNCTION and node not in self.inside:
+            target = apply_function
         new = self.graph.create_node(node.op, target, args, kwargs, name=f"s{self.index[name]}_n{number}")
         return self.at(new, name)
 

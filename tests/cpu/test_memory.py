@@ -253,3 +253,60 @@ def test_a_step_noted_twice_is_what_two_steps_note() -> None:
     assert found.timeline.allocated_bytes[-1] == 4096
     log.events[6] = log.events[7] = grad  # an update that lets go of a gradient
     assert not step.can_repeat(log)
+
+
+class Scaled(torch.autograd.Function):
+    """Saves tensors and a number; one output has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        ctx.factor = 2.0
+        rows = x.argmax(1)
+        ctx.mark_non_differentiable(rows)
+        return torch.tanh(x) * weight * ctx.factor, rows
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        x, weight = ctx.saved_tensors
+        t = torch.tanh(x)
+        return grad * weight * (1 - t * t) * ctx.factor, (grad * t * ctx.factor).sum(0)
+
+
+class WithFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.scale = nn.Parameter(torch.randn(64))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, _ = Scaled.apply(self.a(x), self.scale)
+        y, rows = Scaled.apply(x, self.scale)
+        return self.b(y), rows
+
+
+def test_what_a_users_function_saves_goes_with_its_backward() -> None:
+    with sim.cluster("2x64MiB") as cluster:
+        model, x = WithFunction(), torch.randn(128, 64).to("sim:0")
+        unsplit = copy.deepcopy(model).to("sim:0")
+        split = autosplit.partition(
+            model, cluster.devices, (x,), mode="train", placement={"a": "sim:0", "b": "sim:1"}, optimizer="sgd"
+        )
+        gc.collect()
+        gc.disable()  # whose help it must not need
+        try:
+            held: list[int] = []
+            for _ in range(3):
+                results = [model(x) for model in (unsplit, split)]
+                for out, rows in results:
+                    assert not rows.requires_grad
+                    out.sum().backward()
+                assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+                for p, q in zip(unsplit.parameters(), split.parameters(), strict=True):
+                    assert torch.equal(p.grad.cpu(), q.grad.cpu())
+                    p.grad = q.grad = None
+                del results, out, rows
+                held.append(torch.get_device_module("sim").memory_allocated("sim:0"))
+            assert held[0] == held[1] == held[2]
+        finally:
+            gc.enable()
