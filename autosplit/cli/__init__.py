@@ -5,44 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autosplit import __version__
-from autosplit.errors import (
-    AutosplitError,
-    CapacityError,
-    CaptureError,
-    DeviceError,
-    DeviceFaultError,
-    GraphError,
-    PlanError,
-    VerifyError,
-)
+from autosplit.cli import output
+from autosplit.cli.failures import BUG, report
+from autosplit.errors import AutosplitError, PlanError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from autosplit.placement import Plan
 
-_KINDS: dict[type[BaseException], str] = {
-    CapacityError: "capacity",
-    CaptureError: "capture",
-    PlanError: "plan",
-    GraphError: "graph",
-    VerifyError: "verify",
-    DeviceFaultError: "device-fault",
-    DeviceError: "device",
-    click.ClickException: "usage",
-    KeyboardInterrupt: "interrupted",
-    click.Abort: "interrupted",  # what click makes of it
-}
-_BUG, _USAGE, _DEVICE_FAULT, _INTERRUPTED = 1, 2, 6, 130
 _OPTIMIZERS = (
     "sgd",
     "momentum",
@@ -52,7 +30,6 @@ _OPTIMIZERS = (
     "adagrad",
     "rmsprop",
 )  # as autosplit.optimizers names them
-_SPEAK_UP_AFTER_S = 1.0
 
 _debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
@@ -76,9 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left: nothing more to say, also not at exit
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BUG
+        return BUG
     except (Exception, KeyboardInterrupt, click.Abort) as error:
-        return _report(error, as_json="--json" in words, debug="--debug" in words)
+        return report(error, as_json="--json" in words, debug="--debug" in words)
 
 
 def _batch(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
@@ -225,12 +202,12 @@ def devices(*, spec: str | None, measure: bool, catalogue: bool, out: Path | Non
         return
     if measure and spec is not None and is_described(spec):
         raise click.UsageError(f"--measure is for devices that are present; {spec!r} describes some that need not be")
-    with _progress("looking for devices"):
+    with output.progress("looking for devices"):
         stock = inventory.take_stock(spec)
     if measure and not stock.is_measurable:
         click.echo("nothing to measure: there is no accelerator, and so no link", err=True)
     elif measure:
-        with _progress("measuring links"):
+        with output.progress("measuring links"):
             stock = inventory.measured(stock)
     if out is not None:
         _write(lambda: inventory.save(stock.cluster, out), out)
@@ -245,16 +222,16 @@ def demo() -> int:
 
     Needs nothing but this package: the devices are virtual, the data random.
     """
-    with _progress("loading torch"):
+    with output.progress("loading torch"):
         from autosplit.demo import run
-    return run(_print, _progress)
+    return run(output.show, output.progress)
 
 
 # ---------------------------------------------------------------- what the commands share
 
 
 def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
-    with _progress("loading torch"):
+    with output.progress("loading torch"):
         from autosplit.api import plan as make
         from autosplit.hardware import resolve
     from autosplit.cli.inputs import bind
@@ -266,10 +243,10 @@ def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
         raise click.BadParameter(str(error), param_hint="--devices") from error
     if asked["strategy"] == "split" and len(cluster.devices) == 1:
         raise click.UsageError(f"--strategy split needs two devices or more; --devices {devices} is one")
-    with _progress(f"building {model}"):
+    with output.progress(f"building {model}"):
         module = load_model(model)
     kwargs = bind(module, specs)
-    with _progress("planning"):
+    with output.progress("planning"):
         try:
             return make(module, cluster, kwargs=kwargs, **asked)
         except PlanError as error:
@@ -297,7 +274,7 @@ def _list(found: str | Iterable[RenderableType]) -> None:
         click.echo(found)
         return
     for part in found:
-        _print(part)
+        output.show(part)
 
 
 def _show(plan: Plan, as_json: bool) -> None:
@@ -306,98 +283,4 @@ def _show(plan: Plan, as_json: bool) -> None:
     if as_json:
         click.echo(document(plan))
     else:
-        _print(PlanTable(plan))
-
-
-def _print(renderable: RenderableType, *, err: bool = False) -> None:
-    """Print through rich; NO_COLOR turns every escape sequence off, bold too. Messages on stderr stay in one line."""
-    from rich.console import Console
-
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    Console(stderr=err, highlight=False, markup=False, color_system=colours).print(renderable, soft_wrap=err)
-
-
-@contextlib.contextmanager
-def _progress(doing: str) -> Iterator[None]:
-    """Say on stderr what takes more than a second: a spinner on a terminal, else one line."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(f"{doing} ..."):
-            yield
-        return
-    timer = threading.Timer(_SPEAK_UP_AFTER_S, click.echo, (f"{doing} ...",), {"err": True})
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-# ---------------------------------------------------------------- errors
-
-
-def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Say what went wrong; the exit code."""
-    from autosplit.report import ErrorTable, WaysTable, error_document
-
-    kind, code = _kind(error), _exit_code(error)
-    if debug:
-        traceback.print_exception(error)
-    if isinstance(error, click.ClickException):
-        error.show()
-    elif isinstance(error, AutosplitError):
-        _print(ErrorTable(error, kind), err=True)
-    else:
-        click.echo(f"error[{kind}]: {_message(error)}", err=True)
-    if isinstance(error, CapacityError) and error.model:
-        _look_for_ways_out(error)
-        _print(WaysTable(error), err=True)
-    if as_json:
-        click.echo(error_document(error, kind, _message(error), code))
-    if kind == "bug" and not debug:
-        click.echo("This is a bug in autosplit: run again with --debug for the traceback, and report it.", err=True)
-    return code
-
-
-def _look_for_ways_out(error: CapacityError) -> None:
-    """The misfit stands, whatever comes of the search."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr), _progress("looking for ways out"):
-            error.ways_out()
-    except (Exception, KeyboardInterrupt) as failed:
-        error.find_ways_out, error.not_tried = None, ("all",)
-        click.echo(f"the search for ways out ended: {_message(failed)}", err=True)
-
-
-def _kind(error: BaseException) -> str:
-    if _is_device_fault(error):
-        return "device-fault"
-    return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), "bug")
-
-
-def _exit_code(error: BaseException) -> int:
-    if _is_device_fault(error):
-        return _DEVICE_FAULT
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _INTERRUPTED
-    if isinstance(error, click.ClickException | AutosplitError):
-        return error.exit_code
-    return _BUG
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, click.ClickException):
-        return error.format_message()
-    if isinstance(error, AutosplitError):
-        return str(error)
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "stopped by the user"
-    return f"{type(error).__name__}: {error}"
-
-
-def _is_device_fault(error: BaseException) -> bool:
-    """Out of memory or a failing kernel on a device; torch need not be imported to know that it is not."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+        output.show(PlanTable(plan))

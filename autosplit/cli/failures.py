@@ -1,0 +1,100 @@
+"""What went wrong, in words and as an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+
+import click
+
+from autosplit.cli.output import progress, show
+from autosplit.errors import (
+    AutosplitError,
+    CapacityError,
+    CaptureError,
+    DeviceError,
+    DeviceFaultError,
+    GraphError,
+    PlanError,
+    VerifyError,
+)
+
+_KINDS: dict[type[BaseException], str] = {
+    CapacityError: "capacity",
+    CaptureError: "capture",
+    PlanError: "plan",
+    GraphError: "graph",
+    VerifyError: "verify",
+    DeviceFaultError: "device-fault",
+    DeviceError: "device",
+    click.ClickException: "usage",
+    KeyboardInterrupt: "interrupted",
+    click.Abort: "interrupted",  # what click makes of it
+}
+BUG, _DEVICE_FAULT, _INTERRUPTED = 1, 6, 130
+
+
+def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Say what went wrong; the exit code."""
+    from autosplit.report import ErrorTable, WaysTable, error_document
+
+    kind, code = _kind(error), _exit_code(error)
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+    elif isinstance(error, AutosplitError):
+        show(ErrorTable(error, kind), err=True)
+    else:
+        click.echo(f"error[{kind}]: {_message(error)}", err=True)
+    if isinstance(error, CapacityError) and error.model:
+        _look_for_ways_out(error)
+        show(WaysTable(error), err=True)
+    if as_json:
+        click.echo(error_document(error, kind, _message(error), code))
+    if kind == "bug" and not debug:
+        click.echo("This is a bug in autosplit: run again with --debug for the traceback, and report it.", err=True)
+    return code
+
+
+def _look_for_ways_out(error: CapacityError) -> None:
+    """The misfit stands, whatever comes of the search."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress("looking for ways out"):
+            error.ways_out()
+    except (Exception, KeyboardInterrupt) as failed:
+        error.find_ways_out, error.not_tried = None, ("all",)
+        click.echo(f"the search for ways out ended: {_message(failed)}", err=True)
+
+
+def _kind(error: BaseException) -> str:
+    if _is_device_fault(error):
+        return "device-fault"
+    return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), "bug")
+
+
+def _exit_code(error: BaseException) -> int:
+    if _is_device_fault(error):
+        return _DEVICE_FAULT
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _INTERRUPTED
+    if isinstance(error, click.ClickException | AutosplitError):
+        return error.exit_code
+    return BUG
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, AutosplitError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "stopped by the user"
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_device_fault(error: BaseException) -> bool:
+    """Out of memory or a failing kernel on a device; torch need not be imported to know that it is not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
