@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from autosplit.errors import PlanError
+from autosplit.errors import AutosplitError, PlanError
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 OptimizerLike = str | torch.optim.Optimizer | OptimizerFactory
@@ -54,3 +55,22 @@ def optimizer_factory(optimizer: OptimizerLike, *, foreach: bool) -> OptimizerFa
     if callable(optimizer):
         return optimizer
     raise PlanError(f"optimizer={optimizer!r}: expected a name, a torch.optim.Optimizer or a function that makes one")
+
+
+@contextmanager
+def steps_without_data() -> Iterator[None]:
+    """An optimizer's errors inside, where it steps tensors without data, in our words.
+
+    Raises:
+        PlanError: names the error.
+    """
+    try:
+        yield
+    except AutosplitError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"the optimizer cannot be planned for: it raised {type(error).__name__} where it was made for, or stepped, "
+            f"a matrix without data: {str(error).strip().partition(chr(10))[0]}; plan with optimizer='adamw' or "
+            "another that steps so"
+        ) from error

@@ -21,6 +21,18 @@ from autosplit.program import tensor_leaves
 from autosplit.units import format_bytes
 
 MOST_SAMPLES = 2**20
+
+
+def check_batch(batch: object) -> None:
+    """Check a number of samples.
+
+    Raises:
+        PlanError: it is none.
+    """
+    if type(batch) is not int or not 1 <= batch <= MOST_SAMPLES:
+        raise PlanError(f"batch={batch!r}: expected a number of samples, 1 to {MOST_SAMPLES}, 'max' or None")
+
+
 """The largest batch that is looked for."""
 
 _FINE = 64  # the guess is bracketed to one part in so many: exact plans do the rest

@@ -18,7 +18,7 @@ from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.graph import CostGraph, Mode
-from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory
+from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory, steps_without_data
 from autosplit.placement import Objective, Placement, Rung, Transfer, check_placement
 from autosplit.predict import Footprint, Workload, fake_devices, measure_optimizer, predict_memory
 from autosplit.program import Program, Spec
@@ -88,12 +88,21 @@ class Problem:
         if asked is None:
             self.assumptions.append("optimizer: AdamW, as none was named")
         on_host = all(device.kind == "cpu" for device in self.cluster.devices)
-        return optimizer_factory("adamw" if asked is None else asked, foreach=not on_host)
+        make = optimizer_factory("adamw" if asked is None else asked, foreach=not on_host)
+
+        def made(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+            with steps_without_data():
+                return make(parameters)
+
+        return made
 
     @cached_property
     def optimizer_cost(self) -> OptimizerCost | None:
         """What the optimizer keeps and takes; None in inference."""
-        return None if self.factory is None else OptimizerCost(*measure_optimizer(self.factory))
+        if self.factory is None:
+            return None
+        with steps_without_data():
+            return OptimizerCost(*measure_optimizer(self.factory))
 
     @cached_property
     def graph(self) -> CostGraph:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from autosplit.api.batch import check_batch
 from autosplit.api.planning import make_plan
 from autosplit.api.problem import BatchChoice, ObjectiveChoice, Request, StrategyChoice
 from autosplit.api.running import Caller, install_parts
@@ -50,7 +51,7 @@ def plan(
     profile: ProfileChoice = "auto",
     batch: BatchChoice = None,
 ) -> Plan:
-    """Decide what of ``model`` runs where, without moving or running anything.
+    """Decide what of ``model`` runs where, without moving it or running it.
 
     Args:
         model: on any device; the meta device will do, no weight is read. An ExportedProgram stands for its module and
@@ -71,12 +72,13 @@ def plan(
             ``plan.capture`` and ``plan.assumptions`` say which and why. "graph", "graphs" and "opaque" refuse to
             fall lower; "modules" captures nothing.
         profile: whether operations are measured. "auto" measures on accelerators that are present, and takes what is
-            known of other devices from earlier measurements; True measures on every device that is present (a CPU
-            with one thread); False estimates. What was measured is kept under $AUTOSPLIT_CACHE, else in the user's
-            folder for caches.
+            known of other devices from earlier measurements; True measures on every device that is present (a CPU with
+            one thread); False estimates. Measuring runs operations on tensors of its own on the device, whose
+            statistics of peak memory start anew; an interrupt ends it, not the planning. What was measured is kept
+            under $AUTOSPLIT_CACHE, else in the user's folder for caches.
         batch: samples in one call, in place of the example inputs': along dimension 0 of the first tensor, and of
             every other tensor whose dimension 0 is of that size. "max" finds the largest number that fits: it and one
-            more are planned exactly, memory is taken to grow in between. It takes some four to eight captures.
+            more are planned exactly, memory is taken to grow in between. It takes some ten to twenty captures.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -86,7 +88,8 @@ def plan(
         CapacityError: nothing was found that fits; carries bytes needed, had and short by device, and ``ways_out()``
             plans what would fit.
         DeviceError: a device is unknown or repeated.
-        PlanError: the model has no parameters, its batch cannot be varied, or what was asked contradicts itself.
+        PlanError: the model has no parameters, its batch cannot be varied, the optimizer cannot be stepped without
+            data, or what was asked contradicts itself.
     """
     model, args, kwargs = _as_module(model, args, kwargs)
     if args is None and kwargs is None:
@@ -202,8 +205,8 @@ class _Asked:
     batch: BatchChoice
 
     def __post_init__(self) -> None:
-        if self.batch not in (None, "max") and (type(self.batch) is not int or self.batch < 1):
-            raise PlanError(f"batch={self.batch!r}: expected a number of samples, 1 or more, 'max' or None")
+        if self.batch not in (None, "max"):
+            check_batch(self.batch)
         for name, value, known in (
             ("mode", self.mode, (None, *get_args(Mode))),
             ("strategy", self.strategy, get_args(StrategyChoice)),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
-from autosplit.api.batch import Trials
+from autosplit.api.batch import Trials, check_batch
 from autosplit.api.problem import Problem
 from autosplit.api.scale import Scaled
 from autosplit.capture import Captured
@@ -20,6 +20,7 @@ from autosplit.hardware import DevicesLike, resolve
 from autosplit.placement import Breakdown, DevicePrediction, Placement, Plan, Prediction, Timeline
 from autosplit.runtime import unsplit_class
 
+_SMALL_BYTES, _SEGMENT_BYTES = 2 * 2**20, 20 * 2**20  # of the allocator, as in autosplit.allocator
 _COSTED = "costed"  # where a plan carries its costs: never in the file
 
 
@@ -32,9 +33,11 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
     a plan made with batch="max" was captured before).
 
     Args:
-        plan: as ``plan`` returned it, or ``split.plan``, in this process: a file does not carry the costs.
+        plan: as ``plan`` returned it, or ``split.plan``, in this process, of a model that is still there: neither a
+            file nor a copy carries the costs.
         devices: as in ``plan``; the first stands for the plan's first, and so on. None keeps the plan's. What the new
-            ones lack is not an error: compare ``reserved_bytes`` with their memory.
+            ones lack is not an error: compare ``reserved_bytes`` with their memory, and plan before you rely on it:
+            what the allocator takes beyond the peak is a guess here.
         batch: samples along dimension 0 of the inputs; None keeps the plan's.
 
     Returns:
@@ -43,10 +46,6 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
     Raises:
         PlanError: the plan does not carry its costs, the model's batch cannot be varied, or there are too few devices.
         DeviceError: as in ``plan``.
-
-    >>> import torch
-    >>> made = plan(torch.nn.Linear(64, 64), "1x1GiB", (torch.empty(8, 64, device="meta"),))  # doctest: +SKIP
-    >>> recost(made, batch=80).devices["gpu:0"].peak_bytes  # doctest: +SKIP
     """
     costed = plan.__dict__.get(_COSTED)
     if not isinstance(costed, _Costed):
@@ -54,8 +53,8 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
             "this plan does not carry its costs: recost takes a plan as autosplit.plan returned it in this process; "
             "plan again"
         )
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
-        raise PlanError(f"batch={batch!r}: expected a number of samples, 1 or more")
+    if batch is not None:
+        check_batch(batch)
     cluster = plan.cluster if devices is None else resolve(devices)
     names = _stand_ins(plan, cluster)
     before = costed.sizes(plan)
@@ -174,11 +173,25 @@ def _shifted(exact: DevicePrediction | None, busy_ns: int, more_bytes: int) -> D
     """The exact prediction, by so many bytes more; what they are parts of is not known."""
     if exact is None:
         return DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=busy_ns)
+    if not more_bytes:
+        return msgspec.structs.replace(exact, busy_ns=busy_ns)
+    peak_bytes = max(exact.weight_bytes, exact.peak_bytes + more_bytes)
     return msgspec.structs.replace(
         exact,
-        peak_bytes=max(exact.weight_bytes, exact.peak_bytes + more_bytes),
-        reserved_bytes=max(exact.weight_bytes, exact.reserved_bytes + more_bytes),
+        peak_bytes=peak_bytes,
+        reserved_bytes=_reserved(exact, peak_bytes),
         busy_ns=busy_ns,
         breakdown=Breakdown(),
         timeline=Timeline(),
     )
+
+
+def _reserved(exact: DevicePrediction, peak_bytes: int) -> int:
+    """What the allocator may take for that peak: as much beyond it as in the plan, and room for one more segment.
+
+    It is a guess: fragments are not smooth in the batch.
+    """
+    if peak_bytes == exact.peak_bytes:
+        return exact.reserved_bytes
+    beyond = max(exact.reserved_bytes - exact.peak_bytes, _SEGMENT_BYTES if peak_bytes > _SMALL_BYTES else 0)
+    return -(-(peak_bytes + beyond) // _SMALL_BYTES) * _SMALL_BYTES

@@ -18,7 +18,7 @@ from autosplit.device import Cluster, Device, from_entry
 from autosplit.emit import assign, rewrite
 from autosplit.estimate import peak_bytes
 from autosplit.graph import CostGraph
-from autosplit.hardware import is_present, torch_devices
+from autosplit.hardware import is_present, present_device, torch_devices
 from autosplit.placement import TimeSource
 from autosplit.profiler import NOISY, Profile, Progress, Store, device_name, profile, recall
 from autosplit.program import Program
@@ -56,12 +56,14 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
     kinds = {device.kind: device for device in reversed(cluster.devices)}
     store = Store()
     for kind, device in kinds.items():
-        if not is_present(device.name):
+        if not _is_here(device):
             _borrow(timed, program, device, store)
             continue
-        measures = choice is True or torch.device(device.name).type not in ("cpu", "sim")
-        if measures or store.read(device_name(torch.device(device.name))):
-            found = _profile(program, graph, device, store, measures=measures)
+        where = torch.device(device.name)
+        own = store if where.type in ("cpu", "cuda") else None  # a virtual device is whatever its host is today
+        measures = choice is True or where.type not in ("cpu", "sim")
+        if measures or (own is not None and own.read(device_name(where))):
+            found = _profile(program, graph, device, own, measures=measures)
             timed.times[kind] = {
                 name: Measured(t.forward_ns, t.backward_ns, t.workspace_bytes) for name, t in found.timings.items()
             }
@@ -72,6 +74,14 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
     known = sum(name in times for times in timed.times.values() for name in graph.nodes)
     timed.source = "measured" if known == wanted else "calibrated" if known or timed.lent else "estimated"
     return timed
+
+
+def _is_here(device: Device) -> bool:
+    """Whether the device that is meant is the one of that name here, and computes."""
+    if not is_present(device.name) or present_device(device.name).kind != device.kind:
+        return False
+    where = torch.device(device.name)
+    return where.type == "cpu" or getattr(torch.get_device_module(where), "holds_data", True)
 
 
 def _borrow(timed: Timed, program: Program, device: Device, store: Store) -> None:
@@ -92,7 +102,7 @@ def _borrow(timed: Timed, program: Program, device: Device, store: Store) -> Non
                 return
 
 
-def _profile(program: Program, graph: CostGraph, device: Device, store: Store, *, measures: bool) -> Profile:
+def _profile(program: Program, graph: CostGraph, device: Device, store: Store | None, *, measures: bool) -> Profile:
     here = Cluster(devices=(device,))
     needs = peak_bytes(graph, dict.fromkeys(graph.nodes, device.name), here, device.name)[device.name]
     with _bar() as progress:

@@ -17,6 +17,7 @@ from autosplit.api.search import search
 from autosplit.device import Cluster
 from autosplit.errors import AutosplitError, WayOut
 from autosplit.placement import Plan
+from autosplit.predict import Workload
 from autosplit.runtime import unsplit_class
 
 _OPTIMIZERS = {"adafactor": "Adafactor", "sgd": "SGD without momentum"}
@@ -71,12 +72,12 @@ class _Ways:
         """What can help here."""
         request = self.base.request
         kinds: dict[str, Callable[[], Iterator[WayOut]]] = {}
+        if self.samples is not None and self.samples > 1:
+            kinds["batch"] = self.fewer_samples
         if request.mode == "train":
             kinds["optimizer"] = self.other_optimizers
         if request.mode == "train" and request.placement is None:  # by hand: its names are of nodes that go away
             kinds["recompute"] = self.recompute
-        if self.samples is not None and self.samples > 1:
-            kinds["batch"] = self.fewer_samples
         if request.placement is None and request.strategy in ("auto", "split"):
             kinds["devices"] = self.more_devices
         return kinds
@@ -98,8 +99,9 @@ class _Ways:
             larger = _with_more(cluster, like.name, more)
             plan = self.planned(self.posed(replace(self.base.request, cluster=larger)))
             if plan is not None:
-                words = f"{'one' if more == 1 else more} more device{'s' if more > 1 else ''} like {like.name}"
-                yield self.way("devices", words, f"give {count + more} devices in place of {count}", plan)
+                used = len(set(plan.placement.values()) | set(cluster.names)) - count  # others were left over
+                words = f"{'one' if used == 1 else used} more device{'s' if used > 1 else ''} like {like.name}"
+                yield self.way("devices", words, f"give {count + used} devices in place of {count}", plan)
                 return
 
     def recompute(self) -> Iterator[WayOut]:
@@ -124,7 +126,7 @@ class _Ways:
         samples, now_s = self.samples or 0, time.monotonic()
         until_s = now_s + _BATCH_SHARE * (self.until_s - now_s)
         try:
-            best = largest(self.trials, samples - 1, may_go_on=lambda: time.monotonic() < until_s)
+            best = largest(self.accumulating(), samples - 1, may_go_on=lambda: time.monotonic() < until_s)
             plan = describe(best.problem, best.candidate)
         except AutosplitError:
             if time.monotonic() >= until_s:
@@ -135,6 +137,12 @@ class _Ways:
         if self.base.request.mode == "train":
             how += f", and step after {calls} calls"
         yield self.way("batch", f"batch={best.batch}", how, plan, times=samples / best.batch)
+
+    def accumulating(self) -> Trials:
+        """The same trials, in training with gradients that are there already when the next samples come."""
+        if self.base.request.mode == "infer":
+            return self.trials
+        return replace(self.trials, request=replace(self.trials.request, workload=Workload(microbatches=2)), posed={})
 
     def posed(self, request: Request) -> Problem:
         """The same capture, for another request."""

@@ -21,7 +21,7 @@ _DICTIONARIES = (
 
 
 class HookWatch:
-    """Says where a model has hooks, and looks again only when some hook was registered since."""
+    """Says where a model has hooks; where it has none, it looks again only when some hook was registered since."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -30,7 +30,7 @@ class HookWatch:
 
     def places(self) -> str:
         """Equal for two calls only if no dictionary of hooks that was empty at the first had one at the second."""
-        if RemovableHandle.next_id != self._next_id:
+        if self._places or RemovableHandle.next_id != self._next_id:  # a removal does not change the number
             self._next_id = RemovableHandle.next_id
             self._places = " ".join(_places(self._model))
         return self._places

@@ -44,6 +44,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     launch_ns: int = ASSUMED_LAUNCH_NS
 
     def __post_init__(self) -> None:
+        if not isinstance(self.flops_per_s, Rates):
+            raise DeviceError(
+                f"device {self.name!r}: flops_per_s is {self.flops_per_s!r}: pass rates by number format, as in "
+                "Rates(float32=10**13, bfloat16=10**14)"
+            )
         rates = {f"flops_per_s.{name}": getattr(self.flops_per_s, name) for name in Rates.__struct_fields__}
         for name, rate in {**rates, "bandwidth_bytes_per_s": self.bandwidth_bytes_per_s}.items():
             if rate is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "is_present",
     "measure_links",
     "memory_of",
+    "present_device",
     "present_names",
     "resolve",
     "torch_devices",

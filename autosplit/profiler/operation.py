@@ -13,13 +13,10 @@ from torch import fx
 from autosplit.profiler.materials import form_bytes, make
 from autosplit.program import Spec
 
-_SHARED = (
-    "torch",
-    "autosplit",
-    "_operator",
-    "math",
-    "builtins",
-)  # code that is the same for everybody who has this torch
+# Code that is the same for everybody who has this torch; other namespaces of operators are the user's own.
+_SHARED = ("torch", "autosplit", "_operator", "math", "builtins")
+_OPERATORS = "torch._ops."
+_SHARED_OPERATORS = ("aten", "prims", "prim", "higher_order")
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,33 @@ def operation_of(node: fx.Node, forms: Mapping[fx.Node, Any], root: torch.nn.Mod
         writes: it writes an argument in place.
     """
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _held(root, n) if n.op == "get_attr" else forms[n])
-    settings = f"grad={torch.is_grad_enabled()} autocast={_autocast()}"
+    settings = f"grad={torch.is_grad_enabled()} autocast={_autocast()} {_kernels()}"
     target: Any = node.target
     if node.op == "call_method":
         key, is_shared, call = f".{target}", True, _method(target)
     else:
         name = getattr(target, "__qualname__", None) or str(target)
         module = getattr(target, "__module__", None) or type(target).__module__
-        is_shared = module.partition(".")[0] in _SHARED and "<locals>" not in name
+        is_shared = _is_torch(module) and "<locals>" not in name
         key, call = f"{module}.{name}" + ("" if is_shared else f"@{id(target)}"), target
     return Operation(f"{key} {_text((args, kwargs))} {settings}", is_shared, call, (args, dict(kwargs)), writes)
+
+
+def _is_torch(module: str) -> bool:
+    if module.startswith(_OPERATORS):
+        return module.removeprefix(_OPERATORS) in _SHARED_OPERATORS
+    return module.partition(".")[0] in _SHARED and not module.startswith("torch._library")
+
+
+def _kernels() -> str:
+    """What decides which kernel torch takes; read where torch.backends keeps it, as its own words may warn."""
+    flags = (
+        torch._C._get_mkldnn_enabled(),
+        torch._C._get_cudnn_allow_tf32(),
+        torch._C._get_cudnn_benchmark(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return f"{torch.get_float32_matmul_precision()}{''.join(str(int(flag)) for flag in flags)}"
 
 
 def _held(root: torch.nn.Module, node: fx.Node) -> Any:

@@ -67,12 +67,15 @@ class Store:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection | None]:
-        """The file with its table; newly made where it is damaged; None where that cannot be."""
-        database = self._connect()
-        if database is None:
-            with suppress(OSError):
-                self._path.unlink(missing_ok=True)
+        """The file with its table; newly made where it is damaged; None where that cannot be, or it is locked."""
+        database = None
+        try:
             database = self._connect()
+        except _BROKEN as error:
+            if _is_damage(error):
+                with suppress(OSError, *_BROKEN):
+                    self._path.unlink(missing_ok=True)
+                    database = self._connect()
         if database is None:
             yield None
             return
@@ -82,15 +85,15 @@ class Store:
     def _connect(self) -> sqlite3.Connection | None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(self._path, timeout=_WAIT_S)
-        except (OSError, *_BROKEN):
+        except OSError:
             return None
+        database = sqlite3.connect(self._path, timeout=_WAIT_S)
         try:
             database.execute(_LAYOUT)
             database.execute("SELECT operation, forward_ns, backward_ns, noise, workspace_bytes FROM timing LIMIT 1")
-        except _BROKEN:
+        except BaseException:
             database.close()
-            return None
+            raise
         return database
 
 
@@ -99,7 +102,12 @@ def cache_folder() -> Path:
     own = os.environ.get("AUTOSPLIT_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autosplit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "autosplit"
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Not so a lock that another process holds, a full disk or a folder that is not ours to write in."""
+    return not isinstance(error, sqlite3.OperationalError) or "no such column" in str(error)
 
 
 def _is_sound(row: tuple[object, ...]) -> bool:

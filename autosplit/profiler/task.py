@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from autosplit.program import Program, is_control
 Progress = Callable[[int, int], None]
 """Told how many operations are done, and of how many."""
 
+_LOCK = threading.RLock()  # the number of threads belongs to the process
 _PASSES = 10
 _FORWARDS = 7.5  # times a forward pass: what all passes together may take
 
@@ -68,9 +70,11 @@ def profile(
 ) -> Profile:
     """Measure every operation of ``program`` on ``device``.
 
-    Arguments are made for each operation and dropped after it, so the device needs memory for the largest one only;
-    the model's weights are not touched. An operation that fails or does not fit is left out; an interrupt ends the
-    measuring, and what was measured until then stays.
+    Where it does not fit, arguments are made for each operation and dropped after it, so the device needs memory for
+    the largest one only. The model's weights are not touched. On an accelerator the statistics of peak memory start
+    anew, and the allocator's cache is emptied at the end. One profile at a time, as it sets the process's threads. An
+    operation that fails or does not fit is left out; an interrupt ends the measuring, and what was measured until
+    then stays.
 
     Args:
         program: a captured program.
@@ -84,8 +88,14 @@ def profile(
     """
     task = _Task(program, emitted, device)
     state = torch.random.fork_rng([device.index or 0], device_type=device.type) if device.type != "cpu" else _cpu_rng()
-    with state, one_thread(), torch.set_grad_enabled(program.mode == "train"), _casting(program, device):
-        return task.run(store, fits, progress if measures else None, measures=measures)
+    grad = torch.set_grad_enabled(program.mode == "train")
+    try:
+        with _LOCK, state, one_thread(), grad, _casting(program, device):
+            return task.run(store, fits, progress if measures else None, measures=measures)
+    finally:
+        del task
+        if device.type != "cpu" and measures:
+            torch.get_device_module(device).empty_cache()
 
 
 def recall(program: Program, emitted: fx.GraphModule, store: Store, device: str) -> dict[str, Timing]:

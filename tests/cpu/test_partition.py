@@ -516,3 +516,16 @@ def test_a_size_that_depends_on_data_is_planned_at_its_largest() -> None:
                 assert torch.equal(split(rows).cpu(), unsplit(rows))
             peaks.append(cluster.peak_bytes("sim:1"))
         assert predicted >= peaks[0] > peaks[1] > peaks[2]
+
+
+def test_a_hook_that_comes_and_goes_is_called_each_time(cluster) -> None:
+    _, split = odd_pair(lambda m, x: m.b(m.a(x)), x34())
+    x = x34()
+    split(x)
+    for _ in range(3):
+        called = []
+        handle = split.a.register_forward_hook(lambda *_, called=called: called.append(1))
+        split(x)
+        handle.remove()
+        split(x)
+        assert called == [1]

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import sqlite3
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -335,3 +336,78 @@ def test_what_was_measured_elsewhere_calibrates_a_device_of_the_catalogue(tmp_pa
     assert after.prediction.step_ns > 3 * 40_000_000 * 0.9
     assert any("took on NVIDIA H200" in said for said in after.assumptions)
     assert plan("1x80GiB").prediction.time_source == "estimated"
+
+
+def test_a_lock_that_another_process_holds_deletes_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("autosplit.profiler.store._WAIT_S", 0.1)
+    Store(tmp_path).write("a", {"op": TIMING})
+    (path,) = tmp_path.iterdir()
+    other = sqlite3.connect(path)
+    other.execute("BEGIN EXCLUSIVE")
+    assert Store(tmp_path).read("a") == {}
+    Store(tmp_path).write("a", {"op 2": TIMING})
+    other.rollback()
+    other.close()
+    assert Store(tmp_path).read("a") == {"op": TIMING}
+
+
+def test_operators_of_the_users_own_are_not_kept(tmp_path: Path) -> None:
+    @torch.library.custom_op("autosplit_test::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    twice.register_fake(torch.empty_like)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.autosplit_test.twice(self.layer(x))
+
+    args = (torch.randn(2, 4),)
+    first, _ = measured(Net(), args, mode="infer", store=Store(tmp_path))
+    again, _ = measured(Net(), args, mode="infer", store=Store(tmp_path))
+    assert first.measured == 2
+    assert again.measured
+    (device,) = Store(tmp_path).devices()
+    assert len(Store(tmp_path).read(device)) == 1
+
+
+def test_which_kernels_torch_takes_is_part_of_the_operation(tmp_path: Path) -> None:
+    args = (torch.randn(2, 4),)
+    measured(nn.Linear(4, 4), args, store=Store(tmp_path))
+    torch.use_deterministic_algorithms(True)
+    try:
+        other, _ = measured(nn.Linear(4, 4), args, store=Store(tmp_path))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert other.measured == 1
+
+
+def test_virtual_devices_without_data_are_not_measured() -> None:
+    with sim.cluster("1x64MiB", data=False) as cluster:
+        plan = autosplit.plan(nn.Linear(9, 9), cluster.devices, (torch.randn(2, 9),), profile=True)
+    assert plan.prediction.time_source == "estimated"
+
+
+def test_a_described_device_of_a_present_name_is_not_measured() -> None:
+    with sim.cluster("1x64MiB"):
+        there = {"devices": [{"name": "sim:0", "kind": "A100-80GB", "memory_bytes": 2**26}]}
+        plan = autosplit.plan(nn.Linear(9, 9), there, (torch.randn(2, 9),), profile=True)
+    assert plan.prediction.time_source == "estimated"
+
+
+def test_profiles_in_threads_leave_the_threads_of_torch() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threads = [threading.Thread(target=measured, args=(Blocks(), IDS)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -12,13 +12,13 @@ from misfits import net, samples
 from torch import nn
 
 import autosplit
-from autosplit import Cluster, Device, PlanError
+from autosplit import Cluster, Device, PlanError, Rates
 from autosplit.placement import Plan
 
 FAST = Cluster(
     devices=(
-        Device(name="new:0", kind="fast", memory_bytes=2**30, flops_per_s=10**15, launch_ns=1000),
-        Device(name="new:1", kind="fast", memory_bytes=2**30, flops_per_s=10**15, launch_ns=1000),
+        Device(name="new:0", kind="fast", memory_bytes=2**30, flops_per_s=Rates(float32=10**15), launch_ns=1000),
+        Device(name="new:1", kind="fast", memory_bytes=2**30, flops_per_s=Rates(float32=10**15), launch_ns=1000),
     )
 )
 

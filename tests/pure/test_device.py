@@ -356,3 +356,8 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
         file.truncate(17 * 2**20)
     with pytest.raises(DeviceError, match="more than 16777216 bytes"):
         read_cluster(tmp_path / "large.toml")
+
+
+def test_a_plain_number_is_no_rates() -> None:
+    with pytest.raises(DeviceError, match="flops_per_s is 1000"):
+        Device(name="a", kind="k", memory_bytes=1, flops_per_s=1000)
