@@ -4,6 +4,7 @@
 
 Prints the tables of docs/reliability.md. ``--samples`` takes so many of each operator, in place too where it has
 such a form, and of each module in train and in eval mode, spread over those it has; without it all are run (hours).
+What is in ``--log`` already is taken from there, so that a run can be ended and gone on with.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> int:
     """Run, print, and say by the exit status whether anything differed, or raised an error that is not known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, help="at most so many of each operator or module")
-    parser.add_argument("--log", type=Path, help="one JSON line a sample")
+    parser.add_argument("--log", type=Path, help="one JSON line a sample; what it has is not run again")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -70,13 +71,23 @@ FAMILIES = {"operators": _operators, "operators in place": _in_place, "modules":
 
 
 def _run(family: Iterator[Iterable[Case]], kind: str, log: Path | None) -> Iterator[tuple[str, str, str]]:
+    done = _logged(log, kind)
     for cases in family:
-        for found in outcomes(cases):
-            if log is not None:
+        for case in cases:
+            found = done.get(case.name) or next(outcomes([case]))
+            if log is not None and case.name not in done:
                 with log.open("a") as file:
                     file.write(json.dumps([kind, *found]) + "\n")
             yield found
         torch._dynamo.reset()  # else it remembers every model
+
+
+def _logged(log: Path | None, kind: str) -> dict[str, tuple[str, str, str]]:
+    """What an earlier run wrote, by case."""
+    if log is None or not log.exists():
+        return {}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {case: (case, outcome, reason) for family, case, outcome, reason in lines if family == kind}
 
 
 def _print_counts(kinds: dict[str, list[tuple[str, str, str]]]) -> None:
