@@ -30,7 +30,7 @@ def describe(problem: Problem, candidate: Candidate) -> Plan:
         bound=placement.bound,
         prediction=_prediction(problem, candidate),
         reason=reason,
-        assumptions=(*problem.assumptions, *_assumptions(problem)),
+        assumptions=(*problem.assumptions, *_other_objective(problem, candidate), *_assumptions(problem)),
         fingerprint=weight_signature(problem.model),
     )
     check_plan(plan, problem.graph)
@@ -74,6 +74,13 @@ def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
         transfer_ns=step_ns - sum(busy.values()),
         time_source=problem.timed.source,
     )
+
+
+def _other_objective(problem: Problem, candidate: Candidate) -> list[str]:
+    found = candidate.placement.objective
+    if found == problem.objective:
+        return []
+    return [f"objective: {found}: {problem.objective} gave no split that fits"]
 
 
 def _how_timed(timed: Timed) -> list[str]:

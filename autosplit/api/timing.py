@@ -57,6 +57,8 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
     store = Store()
     for kind, device in kinds.items():
         if not _is_here(device):
+            if choice is True:
+                timed.notes.append(f"times on {kind}: not measured, as {device.name} is not here")
             _borrow(timed, program, device, store)
             continue
         where = torch.device(device.name)

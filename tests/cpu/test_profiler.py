@@ -284,6 +284,7 @@ def test_a_plan_says_where_its_times_come_from(tmp_path: Path, monkeypatch) -> N
 def test_described_devices_are_never_measured() -> None:
     plan = autosplit.plan(nn.Linear(9, 9), "1x1GiB", (torch.randn(2, 9),), profile=True)
     assert plan.prediction.time_source == "estimated"
+    assert any("not measured, as gpu:0 is not here" in said for said in plan.assumptions)
 
 
 @given(cases())
