@@ -161,7 +161,7 @@ def _collect(program: Program) -> dict[str, _Flow]:
     """Every value that is made or read, with its readers in program order."""
     flows: dict[str, _Flow] = {}
     placed = set(program.nodes)
-    returned = {value for i, value in enumerate(program.output.args[0]) if program.returns(i)}  # type: ignore[arg-type]
+    returned = {value for i, value in enumerate(program.results) if program.returns(i)}
     for node in program.graph_module.graph.nodes:
         for value in program.reads[node].values():
             if node in placed and program.facts[value.node].is_tensor:

@@ -147,7 +147,7 @@ class Problem:
         program = self.program
         if program.returned is None or self.request.mode == "train":
             return frozenset()
-        return frozenset(range(len(program.output.args[0]))) - program.returned  # type: ignore[arg-type]
+        return frozenset(range(len(program.results))) - program.returned
 
     def arrivals(self, assignment: Assignment) -> dict[int, str]:
         """Device of the inputs, by place, that are state: they live with their readers."""

@@ -61,24 +61,17 @@ def plan(
         kwargs: keyword example inputs.
         mode: "infer" or "train"; None reads ``model.training``.
         strategy: "auto" places on one device when it fits, and splits when it does not.
-        objective: what a split minimises: "latency" (one request), "throughput" or "memory" (least peak).
-            "auto" is latency.
+        objective: what a split minimises: "latency" (one request; "auto"), "throughput" or "memory" (least peak).
         optimizer: what training memory is planned for: "sgd", "momentum", "adam", "adamw", "adafactor", "adagrad",
-            "rmsprop", an instance, or a function from parameters to an optimizer. None in training assumes AdamW and
-            says so.
-        placement: a placement by hand: device name by module path or node name. What it leaves open follows its
-            weights and inputs. It is checked and costed like any other.
+            "rmsprop", an instance, or a function from parameters to one. None in training assumes AdamW and says so.
+        placement: by hand: device name by module path or node name; what it leaves open follows weights and inputs.
         capture: "auto" takes the model as one graph, and what that cannot be as several, at last module by module;
             ``plan.capture`` and ``plan.assumptions`` say which and why. "graph", "graphs" and "opaque" refuse to
             fall lower; "modules" captures nothing.
-        profile: whether operations are measured. "auto" measures on accelerators that are present, and takes what is
-            known of other devices from earlier measurements; True measures on every device that is present (a CPU with
-            one thread); False estimates. Measuring runs operations on tensors of its own on the device, whose
-            statistics of peak memory start anew; an interrupt ends it, not the planning. What was measured is kept
-            under $AUTOSPLIT_CACHE, else in the user's folder for caches.
-        batch: samples in one call, in place of the example inputs': along dimension 0 of the first tensor, and of
-            every other tensor whose dimension 0 is of that size. "max" finds the largest number that fits: it and one
-            more are planned exactly, memory is taken to grow in between. It takes some ten to twenty captures.
+        profile: True measures operations on every device that is present (a CPU with one thread), on tensors of its
+            own, and keeps the times (README); "auto" measures on accelerators and recalls others; False estimates.
+        batch: samples in one call, along dimension 0 of the first tensor and of all of that size. "max" finds the
+            largest that fits: it and one more are planned exactly, in some ten to twenty captures.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -178,13 +171,24 @@ def partition(
     asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify)
+    return _partition_now(model, args, kwargs, asked, verify=verify)
+
+
+def _partition_now(
+    model: nn.Module,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    asked: _Asked,
+    *,
+    verify: bool,
+) -> nn.Module:
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         initialise(model, args or (), kwargs or {})
     frontend = Frontend(model, unsplit_class(model))
     made, captured = _decide(model, frontend, args or (), kwargs or {}, asked)
     unsplit = copy.deepcopy(model) if verify else None
-    split = apply_captured(model, made, frontend, captured, is_pinned=capture == "graph")
+    split = apply_captured(model, made, frontend, captured, is_pinned=asked.capture == "graph")
     if unsplit is not None:
         compare(unsplit, split, args or (), kwargs)
     return split

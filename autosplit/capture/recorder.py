@@ -225,7 +225,7 @@ def _target(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, Any, 
     """Kind, target and arguments of the node for a call, as Dynamo would write them."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
-        return "call_function", getattr, (args[0], func.__self__.__name__)  # type: ignore[attr-defined]
+        return "call_function", getattr, (args[0], func.__self__.__name__)  # type: ignore[attr-defined]  # a descriptor
     if name == "__setitem__":
         return "call_function", operator.setitem, args
     if name in _INFIX and len(args) <= 2:

@@ -215,7 +215,7 @@ class _Task:
     ) -> tuple[dict[str, list[tuple[int, int]]], list[tuple[int, int]]]:
         """Forward and backward ns of each operation by key, and of the whole, from several passes but the first."""
         forms = [self.forms[n] for n in self.emitted.graph.find_nodes(op="placeholder")]
-        outputs = range(len(self.program.output.args[0]))  # type: ignore[arg-type]
+        outputs = range(len(self.program.results))
         returned = [i for i in outputs if self.program.returned is None or self.program.returns(i)]
         task = Passes(self.emitted, forms, returned, self.device, self.clock)
         samples: dict[str, list[tuple[int, int]]] = {}

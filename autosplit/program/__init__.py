@@ -150,6 +150,11 @@ class Program:
         """The output node."""
         return self.graph_module.graph.output_node()
 
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """What the graph returns, in order."""
+        return tuple(self.output.args[0])  # type: ignore[arg-type]  # Dynamo's graphs return one tuple
+
     def _is_placed(self, node: fx.Node) -> bool:
         if node.op in ("placeholder", "output", "get_attr") or is_control(node):
             return False

@@ -219,7 +219,7 @@ def test_a_buffer_can_be_returned_and_a_generator_used() -> None:
 
 
 def test_an_interrupt_while_weights_are_swapped_leaves_them_whole() -> None:
-    class Interrupts(dict):  # type: ignore[type-arg]
+    class Interrupts(dict):
         armed = False
 
         def __setitem__(self, key: str, value: Any) -> None:
