@@ -1,0 +1,209 @@
+"""Families of downsets, and what the stages between any two of them cost.
+
+A solver over stages asks a family one thing: for a stage that starts at downset i, at which downsets j may it end, and
+what does it receive and send then? Work and bytes add up, so they are differences of two figures; transfers are not:
+a tensor that is read on both sides of a boundary is paid on both, but only once on each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autosplit.solvers.quotient import Bools, Ints, Quotient
+
+
+class Row(NamedTuple):
+    """The stages that start at one downset.
+
+    Attributes:
+        ends: numbers of the downsets at which they end, ascending.
+        in_ns: what each receives, in the order of ``ends``.
+        out_ns: what each sends.
+    """
+
+    ends: Ints
+    in_ns: Ints
+    out_ns: Ints
+
+
+class Family(ABC):
+    """Downsets in an order in which a downset comes after all those that it contains; none is first, all is last.
+
+    Attributes:
+        quotient: the blocks.
+        work_ns: [kinds, downsets], the work of each downset on each kind of device.
+        least_ns: [downsets], ascending: the work of each downset where each block runs on its fastest kind.
+        fixed_bytes, stash_bytes: [downsets].
+        banned: [kinds, downsets], how many of its blocks may not run on that kind.
+    """
+
+    def __init__(self, quotient: Quotient, members: Bools | None = None, order: Sequence[int] = ()) -> None:
+        """Sums over downsets, given as rows of ``members`` or as the prefixes of an order."""
+        self.quotient = quotient
+
+        def total(values: Ints) -> Ints:
+            if members is not None:
+                return np.asarray(members @ values.T, dtype=np.int64).T
+            return np.concatenate([np.zeros((*values.shape[:-1], 1), np.int64), values[..., list(order)].cumsum(-1)], -1)
+
+        self.work_ns = total(quotient.work_ns)
+        self.least_ns = total(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0))
+        self.fixed_bytes, self.stash_bytes = total(quotient.fixed_bytes), total(quotient.stash_bytes)
+        self.banned = total((~quotient.allowed).astype(np.int64))
+
+    def __len__(self) -> int:
+        return int(self.least_ns.shape[-1])
+
+    @abstractmethod
+    def row(self, start: int, upper_ns: int) -> Row:
+        """The stages from a downset, those left out whose work alone is more than ``upper_ns`` on every kind."""
+
+    @abstractmethod
+    def blocks(self, start: int, end: int) -> list[int]:
+        """The blocks of a stage."""
+
+    def last(self, start: int, upper_ns: int) -> int:
+        """One past the last downset that a stage from ``start`` of at most this much work may end at."""
+        return int(np.searchsorted(self.least_ns, self.least_ns[start] + upper_ns, side="right"))
+
+
+class Prefixes(Family):
+    """The prefixes of one order of the blocks.
+
+    Args:
+        quotient: the blocks.
+        order: all blocks, in an order that keeps ``before``.
+        cuts: lengths of the prefixes, ascending, from 0 to the number of blocks; all of them when not given.
+
+    Two matrices are made once, O(reads + cuts^2); a row is a view of them.
+    """
+
+    def __init__(self, quotient: Quotient, order: Sequence[int], cuts: Sequence[int] | None = None) -> None:
+        super().__init__(quotient, order=order)
+        self.order = tuple(order)
+        self.cuts = np.arange(len(order) + 1) if cuts is None else np.asarray(cuts, dtype=np.int64)
+        for name in ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned"):
+            setattr(self, name, getattr(self, name)[..., self.cuts])
+        self._in, self._out = self._transfers()
+
+    def row(self, start: int, upper_ns: int) -> Row:
+        """See Family."""
+        last = self.last(start, upper_ns)
+        return Row(np.arange(start + 1, last), self._in[start, start + 1 : last], self._out[start, start + 1 : last])
+
+    def blocks(self, start: int, end: int) -> list[int]:
+        """See Family."""
+        return list(self.order[self.cuts[start] : self.cuts[end]])
+
+    def _transfers(self) -> tuple[Ints, Ints]:
+        """What the stage between any two prefixes receives and sends: sums over rectangles of (start, end)."""
+        position = np.empty(len(self.order), dtype=np.int64)
+        position[list(self.order)] = np.arange(len(self.order))
+        segment = (np.searchsorted(self.cuts, position, side="right") - 1).tolist()
+        m = len(self.cuts) - 1
+        received: list[tuple[int, int, int, int, int]] = []
+        sent: list[tuple[int, int, int, int, int]] = []
+        for cost, producer, readers in self.quotient.wires:
+            p = segment[producer]
+            reads = sorted({segment[reader] for reader in readers} - {p})
+            if not reads or not cost:
+                continue
+            before = -1
+            for read in reads:  # the first read of a stage that starts after the read before it, without the producer
+                if read < p:
+                    received.append((before + 1, read, read + 1, p, cost))
+                else:
+                    received.append((max(before, p) + 1, read, read + 1, m, cost))
+                before = read
+            sent.append((0, p, p + 1, m, cost))
+            sent.append((0, min(p, reads[0]), max(p, reads[-1]) + 1, m, -cost))
+        return _rectangles(received, m + 1), _rectangles(sent, m + 1)
+
+
+def _rectangles(rectangles: Sequence[tuple[int, int, int, int, int]], size: int) -> Ints:
+    """The sum of (first row, last row, first column, last column, value), ends included."""
+    total = np.zeros((size + 1, size + 1), dtype=np.int64)
+    if rectangles:
+        top, bottom, left, right, value = np.array(rectangles, dtype=np.int64).T
+        np.add.at(total, (top, left), value)
+        np.add.at(total, (bottom + 1, left), -value)
+        np.add.at(total, (top, right + 1), -value)
+        np.add.at(total, (bottom + 1, right + 1), value)
+    np.cumsum(total, axis=0, out=total)
+    np.cumsum(total, axis=1, out=total)
+    return total[:size, :size]
+
+
+class Downsets(Family):
+    """Any downsets.
+
+    Args:
+        quotient: the blocks.
+        members: [downsets, blocks], the blocks of each; none and all are added, repeats are dropped.
+
+    A row is O(downsets within reach x (blocks / 8 + wires across its start)).
+    """
+
+    def __init__(self, quotient: Quotient, members: Bools) -> None:
+        ends = np.array([[False] * len(quotient), [True] * len(quotient)])
+        packed = np.unique(np.packbits(np.concatenate([ends, members]), axis=1), axis=0)
+        members = np.unpackbits(packed, axis=1, count=len(quotient)).astype(np.bool_)
+        super().__init__(quotient, members=members)
+        order = np.lexsort((members.sum(axis=1), self.least_ns))
+        for name in ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned"):
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., order]))
+        self.members = members[order]
+        self._words = _words(self.members)
+        self._wires()
+
+    def _wires(self) -> None:
+        """For each downset and wire: whether the producer is in it, and how many readers are."""
+        wires = [wire for wire in self.quotient.wires if wire.cost and wire.readers]
+        count = len(wires)
+        self._cost = np.array([wire.cost for wire in wires], dtype=np.int64)
+        self._readers = np.array([len(wire.readers) for wire in wires], dtype=np.int32)
+        self._made = self.members[:, [wire.producer for wire in wires]]
+        self._read = np.zeros((len(self), count), dtype=np.int32)
+        for number, wire in enumerate(wires):
+            self._read[:, number] = self.members[:, list(wire.readers)].sum(axis=1)
+        self._across = (self._made | (self._read > 0)) & ~(self._made & (self._read == self._readers))
+        self._across_in = (self._across & ~self._made) @ self._cost
+        self._across_out = (self._across & self._made) @ self._cost
+
+    def row(self, start: int, upper_ns: int) -> Row:
+        """See Family.
+
+        A wire that has an end before the stage is looked at for itself. Every other wire that crosses the stage's end
+        is paid there once: as sent when its producer is inside, as received when only readers are.
+        """
+        last = self.last(start, upper_ns)
+        own = self._words[start]
+        ends = start + 1 + np.flatnonzero(((self._words[start + 1 : last] & own) == own).all(axis=1))
+        crossing = np.flatnonzero(self._across[start])
+        cost = self._cost[crossing]
+        inside = self._made[np.ix_(ends, crossing)]
+        read = self._read[np.ix_(ends, crossing)]
+        still = self._across[np.ix_(ends, crossing)]
+        made_before = self._made[start, crossing]
+        makes = inside & ~made_before
+        reads = (read > self._read[start, crossing]) & ~makes
+        elsewhere = read - self._read[start, crossing] < self._readers[crossing]
+        in_ns = self._across_in[ends] - (still & ~inside) @ cost + reads @ cost
+        out_ns = self._across_out[ends] - (still & inside) @ cost + (makes & elsewhere) @ cost
+        return Row(ends, in_ns, out_ns)
+
+    def blocks(self, start: int, end: int) -> list[int]:
+        """See Family."""
+        return np.flatnonzero(self.members[end] & ~self.members[start]).tolist()
+
+
+def _words(members: Bools) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    """Each downset as bits in 64-bit words."""
+    packed = np.packbits(members, axis=1)
+    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), dtype=np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view(np.uint64)
