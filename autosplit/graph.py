@@ -29,7 +29,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         forward_ns: time of one run by device kind; the key "*" serves every other kind.
         backward_ns: time of its backward by device kind; read only when the graph's mode is "train".
         group: nodes with the same group stay on one device.
+        devices: names or kinds of the devices that it may run on; empty: on any.
+        is_backward: it computes a gradient, in a graph that has the backward pass as nodes of its own. A group ties it
+            to its forward node. Contiguous stages are runs of the other nodes.
         workspace_bytes: memory taken on the device only while the node runs.
+        fixed_bytes: memory taken on the device all the time, beside what the tensors say.
+        inflight_bytes: likewise, for each micro-batch in flight.
     """
 
     name: str
@@ -38,7 +43,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     forward_ns: dict[str, int] = {}
     backward_ns: dict[str, int] = {}
     group: str | None = None
+    devices: tuple[str, ...] = ()
+    is_backward: bool = False
     workspace_bytes: int = 0
+    fixed_bytes: int = 0
+    inflight_bytes: int = 0
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +68,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         is_output: the caller receives it.
         state_bytes: optimizer state of a parameter that lives from step to step.
         step_bytes: transient bytes that the optimizer's update of this parameter takes.
+        is_held: False: its memory is counted in its nodes' fixed_bytes and inflight_bytes, here only its transfers.
     """
 
     name: str
@@ -73,6 +83,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     is_output: bool = False
     state_bytes: int = 0
     step_bytes: int = 0
+    is_held: bool = True
 
     @property
     def allocation(self) -> str:
@@ -195,7 +206,7 @@ def check_graph(graph: CostGraph) -> None:
             topological), a negative or non-integer cost; the message names the node or tensor.
     """
     for node in graph.nodes.values():
-        for value in (*node.forward_ns.values(), *node.backward_ns.values(), node.workspace_bytes):
+        for value in _quantities(node):
             _check_quantity(value, f"node {node.name!r}")
     position = {name: i for i, name in enumerate(graph.nodes)}
     for tensor in graph.tensors.values():
@@ -214,6 +225,11 @@ def check_graph(graph: CostGraph) -> None:
                     "and the readers before it; give nodes and readers in program order, without repeats or cycles"
                 )
             last = position[reader]
+
+
+def _quantities(node: Node) -> tuple[int, ...]:
+    times = (*node.forward_ns.values(), *node.backward_ns.values())
+    return (*times, node.workspace_bytes, node.fixed_bytes, node.inflight_bytes)
 
 
 def _check_quantity(value: object, where: str) -> None:

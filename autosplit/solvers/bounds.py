@@ -59,19 +59,20 @@ def bundle_needs(problem: Problem) -> list[Need]:
     """A lower bound of what each bundle takes. O(reads)."""
     judge = problem.judge
     bundle_of = {i: b for b, bundle in enumerate(problem.bundles) for i in bundle}
-    base, update = [0] * len(problem.bundles), [0] * len(problem.bundles)
+    base = [sum(judge.fixed[i] + judge.stash[i] for i in bundle) for bundle in problem.bundles]
+    update = [0] * len(problem.bundles)
     home: dict[int, int] = {}
     least: dict[int, int] = {}
     touched: list[set[int]] = [set() for _ in range(problem.n)]
     for item in judge.items:
         # A node may find a storage as its allocation or as a copy of any tensor in it: the smallest counts.
-        least[item.storage] = min(item.size, item.bytes, least.get(item.storage, item.size))
+        least[item.storage] = min(item.copy, item.bytes, least.get(item.storage, item.copy))
         for i in (item.producer, *item.readers):
             touched[i].add(item.storage)
         if item.weight:
             b = bundle_of[item.producer]
             base[b] += item.state * judge.train
-            update[b] += (item.size * item.grad + item.step) * judge.train
+            update[b] += (item.copy * item.grad + item.step) * judge.train
             if item.storage not in home:  # tied weights count once, so that sums stay lower bounds
                 home[item.storage] = b
                 base[b] += item.bytes

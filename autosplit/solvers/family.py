@@ -48,7 +48,9 @@ class Family(ABC):
         def total(values: Ints) -> Ints:
             if members is not None:
                 return np.asarray(members @ values.T, dtype=np.int64).T
-            return np.concatenate([np.zeros((*values.shape[:-1], 1), np.int64), values[..., list(order)].cumsum(-1)], -1)
+            return np.concatenate(
+                [np.zeros((*values.shape[:-1], 1), np.int64), values[..., list(order)].cumsum(-1)], -1
+            )
 
         self.work_ns = total(quotient.work_ns)
         self.least_ns = total(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0))

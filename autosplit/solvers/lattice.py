@@ -23,7 +23,7 @@ def all_downsets(
     Returns:
         [downsets, blocks]; None when there are more than ``most``. O(downsets x free blocks).
 
-    >>> all_downsets(Quotient.of_numbers([[1, 1, 1]], before=[[], [0], [0]]), 10).sum()
+    >>> all_downsets(Quotient.of_numbers([[1, 1, 1]], before=[[], [0], [0]]), 10).sum().item()
     8
     """
     start = 0
