@@ -11,7 +11,7 @@ import numpy as np
 from autosplit.solvers.family import Downsets, Prefixes
 from autosplit.solvers.fleet import Fleet
 from autosplit.solvers.lattice import all_downsets, unpacked
-from autosplit.solvers.mincut import boundary_cut
+from autosplit.solvers.mincut import cheapest_boundary
 from autosplit.solvers.quotient import Bools, Ints, Quotient
 from autosplit.solvers.stages import NEVER, Flight, Line, best_line
 
@@ -29,7 +29,7 @@ def by_orders(quotient: Quotient, fleet: Fleet, flight: Flight, upper_ns: int = 
     """
     best: Line | None = None
     for order in orders(quotient):
-        found = _by_order(quotient, fleet, flight, order, upper_ns if best is None else best.value - 1)
+        found = by_order(quotient, fleet, flight, order, upper_ns if best is None else best.value - 1)
         best = found or best
     return best
 
@@ -96,7 +96,10 @@ def _least_alive(quotient: Quotient) -> list[int]:
     return order
 
 
-def _by_order(quotient: Quotient, fleet: Fleet, flight: Flight, order: Sequence[int], upper_ns: int) -> Line | None:
+def by_order(
+    quotient: Quotient, fleet: Fleet, flight: Flight, order: Sequence[int], upper_ns: int = NEVER
+) -> Line | None:
+    """The best plan whose stages are runs of one order; see ``by_orders``."""
     count = len(order)
     if count <= _MOST_CUTS:
         return best_line(Prefixes(quotient, order), fleet, flight, upper_ns)
@@ -147,9 +150,7 @@ def by_all_downsets(quotient: Quotient, fleet: Fleet, flight: Flight, upper_ns: 
     return best_line(Downsets(quotient, members), fleet, flight, upper_ns), True
 
 
-def by_neighbours(
-    quotient: Quotient, fleet: Fleet, flight: Flight, line: Line, may_go_on: Callable[[], bool]
-) -> Line:
+def by_neighbours(quotient: Quotient, fleet: Fleet, flight: Flight, line: Line, may_go_on: Callable[[], bool]) -> Line:
     """A plan that no other is better than among those whose boundaries are near its own.
 
     Each round: the downsets a few moves from each boundary and the cheapest cuts around it; the best plan over all
@@ -214,10 +215,7 @@ def _cuts_around(quotient: Quotient, inside: Bools, width: float) -> list[Bools]
     for low, high in ((width, width), (2 * width, 0.0), (0.0, 2 * width)):
         first = int(np.searchsorted(done, done[at - 1] - low * done[-1]))
         last = int(np.searchsorted(done, done[at - 1] + high * done[-1], side="right"))
-        forced_in, forced_out = set(order[:first]), set(order[last:])
-        free = order[first:last]
-        wires = [quotient.wires[number] for number in dict.fromkeys(n for b in free for n in quotient.touching[b])]
-        _, taken = boundary_cut(wires, forced_in, forced_out)
+        taken = cheapest_boundary(quotient, set(order[:first]), set(order[last:]))
         cut = np.zeros(len(quotient), dtype=np.bool_)
         cut[list(taken)] = True
         found.append(cut)
