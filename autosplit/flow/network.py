@@ -77,7 +77,7 @@ class FlowNetwork:
         Raises:
             NetworkXError: a node is unknown, or a capacity is negative or no integer.
         """
-        if capacity.__class__ is not int or capacity < 0:  # type: ignore[operator]
+        if capacity.__class__ is not int or capacity < 0:
             capacity = _checked(capacity, u, v)
         if back and (back.__class__ is not int or back < 0):
             back = _checked(back, v, u)

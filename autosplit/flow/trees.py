@@ -38,8 +38,20 @@ class Search:
     time stamps that choose parents are those of Kolmogorov's thesis (2003) and of his code, version 3.
     """
 
-    __slots__ = ("active", "arcs", "distance", "link", "orphans", "queued", "residual", "stamp", "surplus", "time")
-    __slots__ += ("tree", "value")
+    __slots__ = (
+        "active",
+        "arcs",
+        "distance",
+        "link",
+        "orphans",
+        "queued",
+        "residual",
+        "stamp",
+        "surplus",
+        "time",
+        "tree",
+        "value",
+    )
 
     def __init__(self, arcs: Arcs, residual: list[int], surplus: list[int], sent: int = 0) -> None:
         count = len(surplus)
@@ -115,13 +127,13 @@ class Search:
         above, first = [], tail[bridge]
         while (arc := link[first]) >= 0:
             above.append(arc)
-            if residual[arc] < flow:
+            if residual[arc] < flow:  # noqa: PLR1730 - a call of min() costs as much as the rest of the loop
                 flow = residual[arc]
             first = tail[arc]
         below, last = [], head[bridge]
         while (arc := link[last]) >= 0:
             below.append(arc)
-            if residual[arc] < flow:
+            if residual[arc] < flow:  # noqa: PLR1730
                 flow = residual[arc]
             last = head[arc]
         flow = min(flow, surplus[first], -surplus[last])
