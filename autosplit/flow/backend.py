@@ -54,7 +54,7 @@ def convert_to_nx(obj: Any, *, name: str | None = None) -> Any:
 
 def can_run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool | str:
     """Whether these arguments are for us, or why not."""
-    if len(args) > 4 or kwargs.get("flow_func") is not None:
+    if any(arg is not None for arg in (*args[4:], kwargs.get("flow_func"))):
         return "autosplit has one algorithm: leave out flow_func and what belongs to it"
     others = kwargs.keys() - {"flowG", "_s", "_t", "capacity", "flow_func"}
     return f"autosplit knows no {', '.join(sorted(others))}" if others else True

@@ -41,7 +41,7 @@ class Numbered:
         check_terminals(graph, source, sink)
         edges = capacities(graph, capacity)
         self.scale = Scale(edges)
-        self.nodes = [node for node in graph if node != source and node != sink]
+        self.nodes = [node for node in graph if node not in (source, sink)]
         self.network = FlowNetwork(len(self.nodes))
         self._terminals = {SOURCE: source, SINK: sink}
         number = {node: i for i, node in enumerate(self.nodes)} | {source: SOURCE, sink: SINK}
