@@ -14,7 +14,7 @@ from autosplit.checker import memory, traffic
 from autosplit.device import HOST, Cluster
 from autosplit.errors import AutosplitError, PlanError
 from autosplit.graph import CostGraph
-from autosplit.placement import CostModel, Objective, Placement, Transfer
+from autosplit.placement import DIRECT, CostModel, Objective, Placement, Transfer
 from autosplit.units import format_bytes
 
 __all__ = ["Replay", "check", "replay"]
@@ -45,7 +45,7 @@ def replay(
     cluster: Cluster,
     *,
     objective: Objective,
-    cost_model: CostModel = CostModel(),
+    cost_model: CostModel = DIRECT,
     io_device: str = HOST,
     capacities: Mapping[str, int] | None = None,
 ) -> Replay:
@@ -103,7 +103,7 @@ def check(
     placement: Placement,
     cluster: Cluster,
     *,
-    cost_model: CostModel = CostModel(),
+    cost_model: CostModel = DIRECT,
     io_device: str = HOST,
     capacities: Mapping[str, int] | None = None,
     contiguous: bool = False,
@@ -111,8 +111,12 @@ def check(
     """Check that a placement is what it claims to be.
 
     Args:
-        graph, cluster, cost_model, io_device, capacities: as for ``replay``.
+        graph: what runs.
         placement: what a solver returned.
+        cluster: its devices.
+        cost_model: as for ``replay``.
+        io_device: where inputs arrive and outputs return: a device name, or "host".
+        capacities: bytes by device name, in place of ``Device.memory_bytes``.
         contiguous: the devices must be stages: in some order of them no tensor between nodes of the forward goes back.
 
     Returns:
