@@ -15,6 +15,8 @@ import numpy as np
 
 from autosplit.solvers.quotient import Bools, Ints, Quotient
 
+_SUMS = ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned", "gradient_ns")
+
 
 class Row(NamedTuple):
     """The stages that start at one downset.
@@ -39,6 +41,7 @@ class Family(ABC):
         least_ns: [downsets], ascending: the work of each downset where each block runs on its fastest kind.
         fixed_bytes, stash_bytes: [downsets].
         banned: [kinds, downsets], how many of its blocks may not run on that kind.
+        gradient_ns: [kinds, downsets], as in Quotient; 0 where it has none.
     """
 
     def __init__(self, quotient: Quotient, members: Bools | None = None, order: Sequence[int] = ()) -> None:
@@ -56,6 +59,8 @@ class Family(ABC):
         self.least_ns = total(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0))
         self.fixed_bytes, self.stash_bytes = total(quotient.fixed_bytes), total(quotient.stash_bytes)
         self.banned = total((~quotient.allowed).astype(np.int64))
+        gradients = quotient.gradient_ns
+        self.gradient_ns = total(np.zeros_like(quotient.work_ns) if gradients is None else gradients)
 
     def __len__(self) -> int:
         return int(self.least_ns.shape[-1])
@@ -67,6 +72,10 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, start: int, end: int) -> list[int]:
         """The blocks of a stage."""
+
+    @abstractmethod
+    def holds(self, start: int, ends: Ints) -> tuple[Ints, Bools]:
+        """The blocks of any of several stages, and [stages, blocks] whether the stage holds the block."""
 
     def last(self, start: int, upper_ns: int) -> int:
         """One past the last downset that a stage from ``start`` of at most this much work may end at."""
@@ -87,8 +96,9 @@ class Prefixes(Family):
     def __init__(self, quotient: Quotient, order: Sequence[int], cuts: Sequence[int] | None = None) -> None:
         super().__init__(quotient, order=order)
         self.order = tuple(order)
+        self._ordered = np.array(self.order, dtype=np.int64)
         self.cuts = np.arange(len(order) + 1) if cuts is None else np.asarray(cuts, dtype=np.int64)
-        for name in ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name)[..., self.cuts])
         self._in, self._out = self._transfers()
 
@@ -100,6 +110,11 @@ class Prefixes(Family):
     def blocks(self, start: int, end: int) -> list[int]:
         """See Family."""
         return list(self.order[self.cuts[start] : self.cuts[end]])
+
+    def holds(self, start: int, ends: Ints) -> tuple[Ints, Bools]:
+        """See Family."""
+        places = np.arange(self.cuts[start], self.cuts[ends].max())
+        return self._ordered[places], places < self.cuts[ends][:, None]
 
     def _transfers(self) -> tuple[Ints, Ints]:
         """What the stage between any two prefixes receives and sends: sums over rectangles of (start, end)."""
@@ -156,7 +171,7 @@ class Downsets(Family):
         members = np.unpackbits(packed, axis=1, count=len(quotient)).astype(np.bool_)
         super().__init__(quotient, members=members)
         order = np.lexsort((members.sum(axis=1), self.least_ns))
-        for name in ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned"):
+        for name in _SUMS:
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., order]))
         self.members = members[order]
         self._words = _words(self.members)
@@ -201,6 +216,12 @@ class Downsets(Family):
     def blocks(self, start: int, end: int) -> list[int]:
         """See Family."""
         return np.flatnonzero(self.members[end] & ~self.members[start]).tolist()
+
+    def holds(self, start: int, ends: Ints) -> tuple[Ints, Bools]:
+        """See Family."""
+        added = self.members[ends] & ~self.members[start]
+        blocks = np.flatnonzero(added.any(axis=0))
+        return blocks, added[:, blocks]
 
 
 def _words(members: Bools) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:

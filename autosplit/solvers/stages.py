@@ -1,17 +1,18 @@
-"""Stages: the contiguous plan of least bottleneck, and of least traffic among those, over a family of downsets."""
+"""Stages: the contiguous plan of least bottleneck, and of least overhead among those, over a family of downsets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from autosplit.solvers.family import Family, Row
 from autosplit.solvers.fleet import Fleet
-from autosplit.solvers.quotient import Bools, Ints, Quotient
+from autosplit.solvers.quotient import Ints, Quotient
+from autosplit.solvers.recompute import NEVER, Fitting
 
-NEVER = 2**62
+_ROUNDS = 60
 
 
 class Flight(NamedTuple):
@@ -26,129 +27,328 @@ class Flight(NamedTuple):
     microbatches: int = 1
     all_at_once: bool = False
 
-    def held(self, stages_to_end: int) -> int:
-        """How many micro-batches a stage holds, itself and those after it counted in ``stages_to_end``."""
-        return self.microbatches if self.all_at_once else min(stages_to_end, self.microbatches)
+    def held(self, devices_to_end: int, replicas: int = 1) -> int:
+        """How many micro-batches each replica of a stage holds; its devices and those after it are counted."""
+        own = -(-self.microbatches // replicas)
+        return own if self.all_at_once else min(-(-devices_to_end // replicas), own)
+
+
+class Replication(NamedTuple):
+    """Stages on several devices of one kind: each has the weights, and takes its share of the micro-batches.
+
+    Attributes:
+        degrees: how many replicas a stage may have, ascending.
+        microbatches: between two exchanges of the gradients; None: each replica one (PipeDream).
+        passes: how often the gradients pass a replica's link in one exchange by a ring of many: sent twice and received
+            twice, 4, where both count, as in PipeDream and Piper; r replicas take (r - 1) / r of it.
+    """
+
+    degrees: tuple[int, ...] = (1,)
+    microbatches: int | None = None
+    passes: int = 4
+
+    @classmethod
+    def up_to(cls, most: int, microbatches: int | None = None) -> Replication:
+        """Every degree up to ``most`` that deals out the micro-batches evenly.
+
+        >>> Replication.up_to(6, 8).degrees
+        (1, 2, 4)
+        """
+        return cls(tuple(r for r in range(1, most + 1) if (microbatches or 0) % r == 0), microbatches)
+
+    def sync_ns(self, gradient_ns: Ints, replicas: int) -> Ints:
+        """The exchange's part in the time of one micro-batch of the pipeline, rounded up."""
+        often = self.microbatches or replicas
+        sync: Ints = -(-self.passes * (replicas - 1) * gradient_ns // (replicas * often))
+        return sync
+
+
+ONE_AT_A_TIME, ALONE = Flight(), Replication()
 
 
 class Stage(NamedTuple):
-    """A run of blocks on a device of one kind."""
+    """A run of blocks on devices of one kind; ``recomputed`` are those of them that save less and compute again."""
 
     kind: int
     blocks: tuple[int, ...]
+    replicas: int = 1
+    recomputed: tuple[int, ...] = ()
 
 
 class Line(NamedTuple):
-    """A contiguous plan: its stages in order, none of them empty, and the time of the busiest."""
+    """A contiguous plan: its stages in order, none of them empty.
+
+    Attributes:
+        value: the time of the busiest stage for one micro-batch.
+        stages: in order.
+        slack: how much less than ``value`` the least over the family may be; 0: it is the least.
+    """
 
     value: int
     stages: tuple[Stage, ...]
+    slack: int = 0
+
+    def devices(self, fleet: Fleet) -> tuple[tuple[int, ...], ...]:
+        """For each stage the positions of its devices; devices of a kind are taken in their order."""
+        free = [iter(kind.devices) for kind in fleet.kinds]
+        return tuple(tuple(next(free[stage.kind]) for _ in range(stage.replicas)) for stage in self.stages)
 
     def labels(self, quotient: Quotient, fleet: Fleet) -> list[int]:
-        """For each block the position of its device; devices of a kind are taken in their order."""
-        free = [list(kind.devices) for kind in fleet.kinds]
+        """For each block the position of its device, the first of them where its stage has replicas."""
         labels = [-1] * len(quotient)
-        for stage in self.stages:
-            device = free[stage.kind].pop(0)
+        for stage, devices in zip(self.stages, self.devices(fleet), strict=True):
             for block in stage.blocks:
-                labels[block] = device
+                labels[block] = devices[0]
         return labels
 
 
-def best_line(family: Family, fleet: Fleet, flight: Flight = Flight(), upper_ns: int = NEVER) -> Line | None:
+@dataclass(frozen=True)
+class _Terms:
+    """What is asked: the arguments of best_line."""
+
+    family: Family
+    fleet: Fleet
+    flight: Flight
+    replication: Replication
+    fitting: Fitting
+
+
+def best_line(
+    family: Family,
+    fleet: Fleet,
+    flight: Flight = ONE_AT_A_TIME,
+    upper_ns: int = NEVER,
+    *,
+    replication: Replication = ALONE,
+    recompute: bool = False,
+) -> Line | None:
     """The contiguous plan of least bottleneck whose boundaries are downsets of a family.
+
+    A stage on r devices takes (work + transfers) / r and the exchange of its gradients; with ``fleet.overlap`` the
+    longer of work / r with the exchange, and transfers / r. It holds the micro-batches of ``flight`` for
+    ceil(devices from it to the end / r) stages. Blocks are recomputed where a stage does not fit without, in the
+    choice that adds least time.
 
     Args:
         family: the boundaries.
         fleet: the devices; some may stay unused.
         flight: micro-batches in flight.
         upper_ns: only plans of this value or less are looked for; the lower, the faster.
+        replication: the degrees that a stage may have, and what they cost.
+        recompute: whether blocks with that choice may be recomputed.
 
     Returns:
-        The plan, or None when there is none within ``upper_ns`` and the capacities. Exact over the family, in the
-        bottleneck and then in the sum of all transfers; ties go to fewer devices, then to earlier ends.
-        O(pairs of downsets x states of the fleet), and as many rows of the family, twice.
+        The plan, or None when there is none within ``upper_ns`` and the capacities: that is exact. The value is the
+        least over the family, but for ``slack`` where blocks save different bytes and the search for the least
+        choices was cut short; then the sum is least of all that is not the blocks' own work: transfers, exchanges and
+        recomputation, over all devices. Ties go to fewer devices, then to earlier ends.
+        O(pairs of downsets x states of the fleet x degrees), and as many rows of the family, a few times.
 
     Source: the DP over ideals of Tarnawski et al. 2020, here backwards, so that a stage knows how many come after it
-    and what it must hold for them; kinds of devices are counted as in Piper (Tarnawski et al. 2021).
+    and what it must hold for them; kinds of devices, replicas and recomputation as in Piper (Tarnawski et al. 2021),
+    replicas also as in PipeDream (Narayanan et al. 2019).
 
     >>> from autosplit.solvers.family import Prefixes
     >>> from autosplit.solvers.fleet import Kind
     >>> quotient = Quotient.of_numbers([[5, 4, 6]], [(1, 0, [1]), (2, 1, [2])])
-    >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),)))
-    Line(value=11, stages=(Stage(kind=0, blocks=(0,)), Stage(kind=0, blocks=(1, 2))))
+    >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),))).value
+    11
+    >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),)), replication=Replication.up_to(2)).value
+    8
     """
-    search = _Search(family, fleet, flight, upper_ns)
-    least = search.run(peak=True)
+    terms = _Terms(family, fleet, flight, replication, Fitting(family, fleet, recompute=recompute))
+    least = _Search(terms, upper_ns).run()
     if least >= NEVER:
         return None
-    tidy = _Search(family, fleet, flight, int(least))
+    least, bound = _refined(terms, least) if terms.fitting.has_choice else (least, least)
+    tidy = _Search(terms, least)
     tidy.run(peak=False)
-    return Line(int(least), tidy.stages())
+    path = tidy.path()
+    value = max(tidy.settled_ns(place) for place in path)
+    return Line(value, tuple(tidy.stage(place) for place in path), value - bound)
+
+
+def best_grid(
+    family: Family,
+    fleet: Fleet,
+    flight: Flight = ONE_AT_A_TIME,
+    *,
+    replication: Replication,
+    recompute: bool = False,
+) -> Line | None:
+    """As best_line, every stage with the same number of replicas: the best of the grids degree x stages.
+
+    ``slack`` is that of the grid that was taken. Ties go to the lower degree.
+    """
+    best: Line | None = None
+    for degree in replication.degrees:
+        upper_ns = NEVER if best is None else best.value - 1
+        only = replication._replace(degrees=(degree,))
+        best = best_line(family, fleet, flight, upper_ns, replication=only, recompute=recompute) or best
+    return best
+
+
+def _refined(terms: _Terms, least: int) -> tuple[int, int]:
+    """The least value and a bound of it: stages of plans that may be better are settled until none is left."""
+    bound = 0
+    for _ in range(_ROUNDS):
+        search = _Search(terms, least - 1, bound=True)
+        bound = min(least, search.run())
+        if bound >= least:
+            break
+        before = terms.fitting.settled
+        least = min(least, max(search.settled_ns(place) for place in search.path()))
+        if least <= bound or terms.fitting.settled == before:
+            break
+    return least, bound
+
+
+class _Step(NamedTuple):
+    """Stages on ``degree`` devices of a kind: the states from which they may start, and the states after them.
+
+    Attributes:
+        kind, degree: of the stages.
+        states: numbers of states, themselves included.
+        rests: for each, the number of the state without them.
+        held: distinct numbers of micro-batches that such a stage may hold.
+        which: for each state, the position in ``held``.
+    """
+
+    kind: int
+    degree: int
+    states: Ints
+    rests: Ints
+    held: Ints
+    which: Ints
+
+
+class _Place(NamedTuple):
+    """A stage of a plan: from which downset to which, on what, and how many micro-batches it holds."""
+
+    start: int
+    end: int
+    step: _Step
+    held: int
+
+
+class _Costs(NamedTuple):
+    """Stages from one downset to several ends; ``added_ns`` and ``time_ns`` are [held, ends], NEVER where none fits."""
+
+    ends: Ints
+    transfers_ns: Ints
+    sync_ns: Ints
+    added_ns: Ints
+    time_ns: Ints
 
 
 class _Search:
-    """Backward DP: ``best[q, i]`` is the least cost of what is outside downset i, on exactly the devices of state q."""
+    """Backward DP: ``best[q, i]`` is the least cost of what is outside downset i, on exactly the devices of state q.
 
-    def __init__(self, family: Family, fleet: Fleet, flight: Flight, upper_ns: int) -> None:
-        self.family, self.fleet, self.upper_ns = family, fleet, upper_ns
-        self.held = [flight.held(sum(state)) for state in fleet.states]
-        pairs = [[(q, fleet.less(state, k)) for q, state in enumerate(fleet.states)] for k in range(len(fleet.kinds))]
-        self.steps = [[(q, rest) for q, rest in row if rest is not None] for row in pairs]
-        shape = (len(fleet.states), len(family))
+    Args:
+        terms: what is asked.
+        upper_ns: stages that take longer are left out.
+        bound: with no more than the least time that recomputation takes, instead of a time that is enough.
+    """
+
+    def __init__(self, terms: _Terms, upper_ns: int, *, bound: bool = False) -> None:
+        self.terms, self.upper_ns, self.bound = terms, upper_ns, bound
+        shape = (len(terms.fleet.states), len(terms.family))
         self.best = np.full(shape, NEVER, dtype=np.int64)
         self.best[0, -1] = 0
         self.end = np.full(shape, -1, dtype=np.int32)
-        self.kind = np.full(shape, -1, dtype=np.int16)
+        self.step = np.full(shape, -1, dtype=np.int32)
+        self.steps = [
+            step for k in range(len(terms.fleet.kinds)) for r in terms.replication.degrees if (step := self._step(k, r))
+        ]
 
-    def run(self, *, peak: bool) -> int:
-        """Fill the table; the cost of a stage is its time, the costs' maximum counts, or (not peak) its transfers."""
-        for start in reversed(range(len(self.family) - 1)):
-            row = self.family.row(start, self.upper_ns)
-            if len(row.ends):
-                for kind in range(len(self.fleet.kinds)):
-                    self._extend(start, row, kind, peak)
+    def _step(self, kind: int, degree: int) -> _Step | None:
+        fleet, flight = self.terms.fleet, self.terms.flight
+        rests = [fleet.less(state, kind, degree) for state in fleet.states]
+        states = [q for q, rest in enumerate(rests) if rest is not None]
+        if not states:
+            return None
+        held, which = np.unique([flight.held(sum(fleet.states[q]), degree) for q in states], return_inverse=True)
+        found = np.array([rests[q] for q in states], dtype=np.int64)
+        return _Step(kind, degree, np.array(states, dtype=np.int64), found, held, which)
+
+    def run(self, *, peak: bool = True) -> int:
+        """Fill the table; the cost of a stage is its time, the costs' maximum counts, or (not peak) its overhead."""
+        family = self.terms.family
+        widest = min(NEVER, self.upper_ns * max(self.terms.replication.degrees))
+        for start in reversed(range(len(family) - 1)):
+            row = family.row(start, widest)
+            for number in range(len(self.steps)):
+                self._extend(start, row, number, peak)
         return int(self.best[:, 0].min())
 
-    def _extend(self, start: int, row: Row, kind: int, peak: bool) -> None:
-        """The stages from ``start`` on a device of a kind, before every rest that is known."""
-        states, rests = (list(column) for column in zip(*self.steps[kind], strict=True))
-        time, transfers = self._cost(start, row, kind)
-        ok = (time <= self.upper_ns) & (self.family.banned[kind, row.ends] == self.family.banned[kind, start])
-        if not ok.any():
+    def _extend(self, start: int, row: Row, number: int, peak: bool) -> None:
+        """The stages from ``start`` on the devices of a step, before every rest that is known."""
+        step = self.steps[number]
+        costs = self._costs(start, row, step)
+        if not len(costs.ends):
             return
-        ends = row.ends[ok]
-        rest = self.best[np.ix_(rests, ends)]
-        total = np.maximum(time[ok], rest) if peak else np.minimum(rest, NEVER - 1) + transfers[ok]
-        bad = (rest >= NEVER) | ~self._fits(start, ends, kind, states)
-        total = np.where(bad, NEVER, total)
+        rest = self.best[np.ix_(step.rests, costs.ends)]
+        time = costs.time_ns[step.which]
+        if peak:
+            total = np.maximum(time, rest)
+        else:
+            overhead = costs.added_ns + costs.transfers_ns + costs.sync_ns * step.degree
+            total = np.minimum(rest, NEVER - 1) + np.minimum(overhead, NEVER)[step.which]
+        total = np.where((rest >= NEVER) | (time > self.upper_ns), NEVER, total)
         choice = total.argmin(axis=1)
-        least = total[np.arange(len(states)), choice]
-        better = least < self.best[states, start]
-        where = np.array(states)[better]
+        least = total[np.arange(len(choice)), choice]
+        better = least < self.best[step.states, start]
+        where = step.states[better]
         self.best[where, start] = least[better]
-        self.end[where, start] = ends[choice[better]]
-        self.kind[where, start] = kind
+        self.end[where, start] = costs.ends[choice[better]]
+        self.step[where, start] = number
 
-    def _cost(self, start: int, row: Row, kind: int) -> tuple[Ints, Ints]:
-        work = self.family.work_ns[kind, row.ends] - self.family.work_ns[kind, start]
-        transfers = row.in_ns + row.out_ns if self.fleet.sender_pays else row.in_ns
-        if not self.fleet.kinds[kind].pays:
-            return work, transfers
-        return (np.maximum(work, transfers) if self.fleet.overlap else work + transfers), transfers
+    def _costs(self, start: int, row: Row, step: _Step) -> _Costs:
+        """What the stages of a row cost on the devices of a step, those left out that take too long anyhow."""
+        family, fleet, (kind, degree) = self.terms.family, self.terms.fleet, step[:2]
+        work = family.work_ns[kind, row.ends] - family.work_ns[kind, start]
+        gradient = family.gradient_ns[kind, row.ends] - family.gradient_ns[kind, start]
+        sync = self.terms.replication.sync_ns(gradient, degree)
+        transfers = row.in_ns + row.out_ns if fleet.sender_pays else row.in_ns
+        here = family.banned[kind, row.ends] == family.banned[kind, start]
+        keep = here & (self._time_ns(step, work, transfers, sync) <= self.upper_ns)
+        ends, work, transfers, sync = row.ends[keep], work[keep], transfers[keep], sync[keep]
+        added = self.terms.fitting.added_ns(start, ends, kind, step.held, bound=self.bound)
+        time = np.where(added >= NEVER, NEVER, self._time_ns(step, work + added, transfers, sync))
+        return _Costs(ends, transfers, sync, added, time)
 
-    def _fits(self, start: int, ends: Ints, kind: int, states: Sequence[int]) -> Bools:
-        fixed = self.family.fixed_bytes[ends] - self.family.fixed_bytes[start]
-        stash = self.family.stash_bytes[ends] - self.family.stash_bytes[start]
-        held = np.array([self.held[q] for q in states], dtype=np.int64)
-        fits: Bools = fixed + held[:, None] * stash <= self.fleet.kinds[kind].capacity_bytes
-        return fits
+    def _time_ns(self, step: _Step, work: Ints, transfers: Ints, sync: Ints) -> Ints:
+        """The time of one micro-batch of the pipeline, rounded up: each of the replicas takes its share of them."""
+        fleet = self.terms.fleet
+        if not fleet.kinds[step.kind].pays:
+            transfers = np.zeros_like(transfers)
+        if fleet.overlap:
+            longer: Ints = np.maximum(-(-work // step.degree) + sync, -(-transfers // step.degree))
+            return longer
+        total: Ints = -(-(work + transfers) // step.degree) + sync
+        return total
 
-    def stages(self) -> tuple[Stage, ...]:
+    def path(self) -> list[_Place]:
         """The stages of the best plan that was found."""
         state, start, found = int(self.best[:, 0].argmin()), 0, []
-        while start < len(self.family) - 1:
-            kind, end = int(self.kind[state, start]), int(self.end[state, start])
-            found.append(Stage(kind, tuple(self.family.blocks(start, end))))
-            state, start = self.fleet.less(self.fleet.states[state], kind) or 0, end
-        return tuple(found)
+        while start < len(self.terms.family) - 1:
+            step, end = self.steps[self.step[state, start]], int(self.end[state, start])
+            at = int(np.searchsorted(step.states, state))
+            found.append(_Place(start, end, step, int(step.held[step.which[at]])))
+            state, start = int(step.rests[at]), end
+        return found
+
+    def settled_ns(self, place: _Place) -> int:
+        """The time of a stage with the least recomputation that makes it fit."""
+        step = place.step
+        self.terms.fitting.settle(place.start, place.end, step.kind, place.held)
+        row = self.terms.family.row(place.start, NEVER)
+        at = row.ends == place.end
+        row = Row(row.ends[at], row.in_ns[at], row.out_ns[at])
+        return int(self._costs(place.start, row, step._replace(held=np.array([place.held]))).time_ns[0, 0])
+
+    def stage(self, place: _Place) -> Stage:
+        """A stage of the plan, with what it recomputes."""
+        blocks = self.terms.family.blocks(place.start, place.end)
+        cover = self.terms.fitting.settle(place.start, place.end, place.step.kind, place.held)
+        return Stage(place.step.kind, tuple(blocks), place.step.degree, cover.items)
