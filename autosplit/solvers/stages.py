@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -67,12 +69,21 @@ ONE_AT_A_TIME, ALONE = Flight(), Replication()
 
 
 class Stage(NamedTuple):
-    """A run of blocks on devices of one kind; ``recomputed`` are those of them that save less and compute again."""
+    """A run of blocks on devices of one kind.
+
+    Attributes:
+        kind: of the devices.
+        blocks: what they run.
+        replicas: how many copies of the stage share the micro-batches.
+        recomputed: those of the blocks that save less and compute again.
+        shards: over how many devices each copy is split.
+    """
 
     kind: int
     blocks: tuple[int, ...]
     replicas: int = 1
     recomputed: tuple[int, ...] = ()
+    shards: int = 1
 
 
 class Line(NamedTuple):
@@ -91,7 +102,9 @@ class Line(NamedTuple):
     def devices(self, fleet: Fleet) -> tuple[tuple[int, ...], ...]:
         """For each stage the positions of its devices; devices of a kind are taken in their order."""
         free = [iter(kind.devices) for kind in fleet.kinds]
-        return tuple(tuple(next(free[stage.kind]) for _ in range(stage.replicas)) for stage in self.stages)
+        return tuple(
+            tuple(next(free[stage.kind]) for _ in range(stage.replicas * stage.shards)) for stage in self.stages
+        )
 
     def labels(self, quotient: Quotient, fleet: Fleet) -> list[int]:
         """For each block the position of its device, the first of them where its stage has replicas."""
@@ -106,11 +119,21 @@ class Line(NamedTuple):
 class _Terms:
     """What is asked: the arguments of best_line."""
 
-    family: Family
+    families: Mapping[int, Family]
     fleet: Fleet
     flight: Flight
     replication: Replication
-    fitting: Fitting
+    fitting: Mapping[int, Fitting]
+
+    @property
+    def length(self) -> int:
+        """How many downsets there are."""
+        return len(self.families[1])
+
+    @property
+    def settled(self) -> int:
+        """How many stages were settled."""
+        return sum(fitting.settled for fitting in self.fitting.values())
 
 
 def best_line(
@@ -121,12 +144,13 @@ def best_line(
     *,
     replication: Replication = ALONE,
     recompute: bool = False,
+    sharded: Mapping[int, Family] | None = None,
 ) -> Line | None:
     """The contiguous plan of least bottleneck whose boundaries are downsets of a family.
 
     A stage on r devices takes (work + transfers) / r and the exchange of its gradients; with ``fleet.overlap`` the
     longer of work / r with the exchange, and transfers / r. It holds the micro-batches of ``flight`` for
-    ceil(devices from it to the end / r) stages. Blocks are recomputed where a stage does not fit without, in the
+    ceil(copies of it and of those after it / r) stages. Blocks are recomputed where a stage does not fit else, in the
     choice that adds least time.
 
     Args:
@@ -136,6 +160,8 @@ def best_line(
         upper_ns: only plans of this value or less are looked for; the lower, the faster.
         replication: the degrees that a stage may have, and what they cost.
         recompute: whether blocks with that choice may be recomputed.
+        sharded: families of the same downsets, numbered alike, by over how many devices each copy of a stage is split
+            (tensor parallelism): what each of these devices then does, pays and holds.
 
     Returns:
         The plan, or None when there is none within ``upper_ns`` and the capacities: that is exact. The value is the
@@ -156,11 +182,14 @@ def best_line(
     >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),)), replication=Replication.up_to(2)).value
     8
     """
-    terms = _Terms(family, fleet, flight, replication, Fitting(family, fleet, recompute=recompute))
+    families = {1: family, **(sharded or {})}
+    fitting = {shards: Fitting(family, fleet, recompute=recompute) for shards, family in families.items()}
+    terms = _Terms(families, fleet, flight, replication, fitting)
     least = _Search(terms, upper_ns).run()
     if least >= NEVER:
         return None
-    least, bound = _refined(terms, least) if terms.fitting.has_choice else (least, least)
+    has_choice = any(each.has_choice for each in fitting.values())
+    least, bound = _refined(terms, least) if has_choice else (least, least)
     tidy = _Search(terms, least)
     tidy.run(peak=False)
     path = tidy.path()
@@ -196,18 +225,28 @@ def _refined(terms: _Terms, least: int) -> tuple[int, int]:
         bound = min(least, search.run())
         if bound >= least:
             break
-        before = terms.fitting.settled
+        before = terms.settled
         least = min(least, max(search.settled_ns(place) for place in search.path()))
-        if least <= bound or terms.fitting.settled == before:
+        if least <= bound or terms.settled == before:
             break
     return least, bound
 
 
+def _states(fleet: Fleet, *, sharded: bool) -> list[tuple[tuple[int, ...], int]]:
+    """What the stages from a downset to the end use: devices of each kind, and copies of stages. Fewer come first.
+
+    Where no stage is split over devices, each device is a copy.
+    """
+    if not sharded:
+        return [(used, sum(used)) for used in fleet.states]
+    return [(used, copies) for used in fleet.states for copies in range(sum(used) + 1)]
+
+
 class _Step(NamedTuple):
-    """Stages on ``degree`` devices of a kind: the states from which they may start, and the states after them.
+    """Stages of so many replicas on a kind: the states from which they may start, and the states after them.
 
     Attributes:
-        kind, degree: of the stages.
+        kind, degree, shards: of the stages.
         states: numbers of states, themselves included.
         rests: for each, the number of the state without them.
         held: distinct numbers of micro-batches that such a stage may hold.
@@ -216,6 +255,7 @@ class _Step(NamedTuple):
 
     kind: int
     degree: int
+    shards: int
     states: Ints
     rests: Ints
     held: Ints
@@ -252,33 +292,36 @@ class _Search:
 
     def __init__(self, terms: _Terms, upper_ns: int, *, bound: bool = False) -> None:
         self.terms, self.upper_ns, self.bound = terms, upper_ns, bound
-        shape = (len(terms.fleet.states), len(terms.family))
+        self.states = _states(terms.fleet, sharded=len(terms.families) > 1)
+        shape = (len(self.states), terms.length)
         self.best = np.full(shape, NEVER, dtype=np.int64)
         self.best[0, -1] = 0
         self.end = np.full(shape, -1, dtype=np.int32)
         self.step = np.full(shape, -1, dtype=np.int32)
-        self.steps = [
-            step for k in range(len(terms.fleet.kinds)) for r in terms.replication.degrees if (step := self._step(k, r))
-        ]
+        choices = product(range(len(terms.fleet.kinds)), terms.replication.degrees, terms.families)
+        self.steps = [step for choice in choices if (step := self._step(*choice))]
 
-    def _step(self, kind: int, degree: int) -> _Step | None:
-        fleet, flight = self.terms.fleet, self.terms.flight
-        rests = [fleet.less(state, kind, degree) for state in fleet.states]
-        states = [q for q, rest in enumerate(rests) if rest is not None]
-        if not states:
+    def _step(self, kind: int, degree: int, shards: int) -> _Step | None:
+        number = {state: q for q, state in enumerate(self.states)}
+        devices = degree * shards
+        found = []
+        for q, (used, copies) in enumerate(self.states):
+            less = (*used[:kind], used[kind] - devices, *used[kind + 1 :])
+            if (rest := number.get((less, copies - degree))) is not None:
+                found.append((q, rest, self.terms.flight.held(copies, degree)))
+        if not found:
             return None
-        held, which = np.unique([flight.held(sum(fleet.states[q]), degree) for q in states], return_inverse=True)
-        found = np.array([rests[q] for q in states], dtype=np.int64)
-        return _Step(kind, degree, np.array(states, dtype=np.int64), found, held, which)
+        states, rests, holds = np.array(found, dtype=np.int64).T
+        held, which = np.unique(holds, return_inverse=True)
+        return _Step(kind, degree, shards, states, rests, held, which)
 
     def run(self, *, peak: bool = True) -> int:
         """Fill the table; the cost of a stage is its time, the costs' maximum counts, or (not peak) its overhead."""
-        family = self.terms.family
         widest = min(NEVER, self.upper_ns * max(self.terms.replication.degrees))
-        for start in reversed(range(len(family) - 1)):
-            row = family.row(start, widest)
-            for number in range(len(self.steps)):
-                self._extend(start, row, number, peak)
+        for start in reversed(range(self.terms.length - 1)):
+            rows = {shards: family.row(start, widest) for shards, family in self.terms.families.items()}
+            for number, step in enumerate(self.steps):
+                self._extend(start, rows[step.shards], number, peak)
         return int(self.best[:, 0].min())
 
     def _extend(self, start: int, row: Row, number: int, peak: bool) -> None:
@@ -292,7 +335,7 @@ class _Search:
         if peak:
             total = np.maximum(time, rest)
         else:
-            overhead = costs.added_ns + costs.transfers_ns + costs.sync_ns * step.degree
+            overhead = (costs.added_ns + costs.transfers_ns + costs.sync_ns * step.degree) * step.shards
             total = np.minimum(rest, NEVER - 1) + np.minimum(overhead, NEVER)[step.which]
         total = np.where((rest >= NEVER) | (time > self.upper_ns), NEVER, total)
         choice = total.argmin(axis=1)
@@ -305,7 +348,7 @@ class _Search:
 
     def _costs(self, start: int, row: Row, step: _Step) -> _Costs:
         """What the stages of a row cost on the devices of a step, those left out that take too long anyhow."""
-        family, fleet, (kind, degree) = self.terms.family, self.terms.fleet, step[:2]
+        family, fleet, (kind, degree) = self.terms.families[step.shards], self.terms.fleet, step[:2]
         work = family.work_ns[kind, row.ends] - family.work_ns[kind, start]
         gradient = family.gradient_ns[kind, row.ends] - family.gradient_ns[kind, start]
         sync = self.terms.replication.sync_ns(gradient, degree)
@@ -313,7 +356,7 @@ class _Search:
         here = family.banned[kind, row.ends] == family.banned[kind, start]
         keep = here & (self._time_ns(step, work, transfers, sync) <= self.upper_ns)
         ends, work, transfers, sync = row.ends[keep], work[keep], transfers[keep], sync[keep]
-        added = self.terms.fitting.added_ns(start, ends, kind, step.held, bound=self.bound)
+        added = self.terms.fitting[step.shards].added_ns(start, ends, kind, step.held, bound=self.bound)
         time = np.where(added >= NEVER, NEVER, self._time_ns(step, work + added, transfers, sync))
         return _Costs(ends, transfers, sync, added, time)
 
@@ -331,7 +374,7 @@ class _Search:
     def path(self) -> list[_Place]:
         """The stages of the best plan that was found."""
         state, start, found = int(self.best[:, 0].argmin()), 0, []
-        while start < len(self.terms.family) - 1:
+        while start < self.terms.length - 1:
             step, end = self.steps[self.step[state, start]], int(self.end[state, start])
             at = int(np.searchsorted(step.states, state))
             found.append(_Place(start, end, step, int(step.held[step.which[at]])))
@@ -341,14 +384,15 @@ class _Search:
     def settled_ns(self, place: _Place) -> int:
         """The time of a stage with the least recomputation that makes it fit."""
         step = place.step
-        self.terms.fitting.settle(place.start, place.end, step.kind, place.held)
-        row = self.terms.family.row(place.start, NEVER)
+        self.terms.fitting[step.shards].settle(place.start, place.end, step.kind, place.held)
+        row = self.terms.families[step.shards].row(place.start, NEVER)
         at = row.ends == place.end
         row = Row(row.ends[at], row.in_ns[at], row.out_ns[at])
         return int(self._costs(place.start, row, step._replace(held=np.array([place.held]))).time_ns[0, 0])
 
     def stage(self, place: _Place) -> Stage:
         """A stage of the plan, with what it recomputes."""
-        blocks = self.terms.family.blocks(place.start, place.end)
-        cover = self.terms.fitting.settle(place.start, place.end, place.step.kind, place.held)
-        return Stage(place.step.kind, tuple(blocks), place.step.degree, cover.items)
+        step = place.step
+        blocks = self.terms.families[1].blocks(place.start, place.end)
+        cover = self.terms.fitting[step.shards].settle(place.start, place.end, step.kind, place.held)
+        return Stage(step.kind, tuple(blocks), step.degree, cover.items, step.shards)
