@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from autosplit.device import HOST, Cluster
 from autosplit.graph import CostGraph, Tensor
-from autosplit.placement import CostModel, Objective
+from autosplit.placement import DIRECT, CostModel, Objective
 
 
 class Item(NamedTuple):
@@ -58,9 +58,7 @@ class Judge:
         DeviceError: ``io_device`` is neither.
     """
 
-    def __init__(
-        self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = CostModel()
-    ) -> None:
+    def __init__(self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = DIRECT) -> None:
         self.graph, self.cluster, self.model = graph, cluster, model
         self.train = graph.mode == "train"
         self.n, self.k = len(graph), len(cluster.devices)

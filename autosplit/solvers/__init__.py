@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from autosplit.device import HOST, Cluster
 from autosplit.graph import CostGraph
-from autosplit.placement import Objective, Placement, check_placement
+from autosplit.placement import DIRECT, CostModel, Objective, Placement, check_placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
+from autosplit.solvers.throughput import contiguous_stages
 
 __all__ = ["solve"]
 
@@ -24,6 +25,8 @@ def solve(
     cluster: Cluster,
     *,
     objective: Objective = "latency",
+    contiguous: bool = False,
+    cost_model: CostModel = DIRECT,
     io_device: str = HOST,
     capacities: Mapping[str, int] | None = None,
 ) -> Placement:
@@ -37,6 +40,9 @@ def solve(
         graph: what runs, and what it costs.
         cluster: the devices, in the order in which stages are laid out.
         objective: "latency" (ns of one step), "throughput" (ns of the busiest device) or "memory" (largest peak).
+        contiguous: only placements that run as a pipeline: the devices can be ordered so that nothing of the forward
+            pass goes back.
+        cost_model: what transfers cost, and micro-batches in flight.
         io_device: where inputs arrive and outputs return: a device, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
 
@@ -61,7 +67,7 @@ def solve(
     >>> solve(graph, parse_cluster("2x1KB")).devices
     {'a': 'gpu:0', 'b': 'gpu:1'}
     """
-    problem = Problem(graph, cluster, objective, io_device, capacities)
+    problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
     check_possible(problem)
     pool = Pool(problem)
     bound = _search(pool, lower_bound(problem))
@@ -79,13 +85,23 @@ def _search(pool: Pool, bound: int) -> int:
     single_devices(pool)
     if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
         bound = max(bound, two_devices(pool))
-    if pool.reaches(bound):
-        return bound
-    if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS:
-        splits(pool)
-        improve(pool, min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // problem.n)), bound)
+    if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
+        bound = max(bound, _heuristics(pool, bound))
         if pool.fits:
             return bound
-    if exhaust(pool):
+    if not pool.reaches(bound) and exhaust(pool):
         return pool.best.score.value if pool.best is not None and pool.best.fits else NOTHING_FITS
+    return bound
+
+
+def _heuristics(pool: Pool, bound: int) -> int:
+    """Offer what the searches for large problems find. Returns what they prove: a value that nothing is below."""
+    problem = pool.problem
+    if problem.objective == "throughput":
+        proved = contiguous_stages(pool)
+        bound = max(bound, proved) if problem.contiguous else bound
+    if problem.objective != "throughput" or not pool.fits:
+        splits(pool)
+    if not pool.reaches(bound):
+        improve(pool, min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n))), bound)
     return bound

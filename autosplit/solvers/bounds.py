@@ -21,8 +21,12 @@ def lower_bound(problem: Problem) -> int:
         needs = bundle_needs(problem)
         even = _level(sum(need.base + need.update for need in needs), sorted(problem.capacity))
         return max(even, max((need.alone for need in needs), default=0))
-    unary = problem.unary_ns
-    least = [min(sum(times[i] for i in bundle) for times in unary) for bundle in problem.bundles]
+    plain = problem.judge.model.transfers == "direct" and not problem.judge.model.overlap
+    unary = problem.unary_ns if plain or problem.objective == "latency" else problem.judge.node_ns
+    least = [
+        min(sum(unary[device][i] for i in bundle) for device in devices)
+        for bundle, devices in zip(problem.bundles, problem.bundle_devices, strict=True)
+    ]
     if problem.objective == "latency":
         return sum(least)
     return max(-(-sum(least) // problem.k), max(least, default=0))

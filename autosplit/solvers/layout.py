@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from autosplit.solvers.mincut import Wire, boundary_cut
+from autosplit.solvers.mincut import boundary_cut
 from autosplit.solvers.problem import Problem
+from autosplit.solvers.quotient import Wire
 
 _CENTRES = 32
 _MOST_CUTS = 400

@@ -7,22 +7,15 @@ integers and an arc without a capacity is infinite. Side S is the source's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
 
 from autosplit.solvers.problem import Problem
+from autosplit.solvers.quotient import Quotient, Wire
 
 _SOURCE, _SINK = -1, -2
-
-
-class Wire(NamedTuple):
-    """A tensor as the cut sees it: what it costs to cross, who makes it and who reads it."""
-
-    cost: int
-    producer: int
-    readers: tuple[int, ...]
 
 
 class _Flow:
@@ -107,8 +100,45 @@ def boundary_cut(
     return value + constant, {node for node in inside if node >= 0} | forced_in
 
 
+def cheapest_boundary(quotient: Quotient, forced_in: set[int], forced_out: set[int]) -> set[int]:
+    """The downset that is cheapest to cut off, gradients counted like any other tensor.
+
+    Args:
+        quotient: the blocks.
+        forced_in: blocks that must be in it; closed under predecessors.
+        forced_out: blocks that must not be; closed under successors.
+
+    Returns:
+        Its blocks. Exact; one maximum flow over the blocks in between.
+
+    >>> wires = [(9, 0, [1, 2]), (2, 1, [3]), (2, 2, [3])]
+    >>> cheapest_boundary(Quotient.of_numbers([[1, 1, 1, 1]], wires), {0}, {3})
+    {0, 1, 2}
+    """
+    flow = _Flow()
+
+    def where(block: int) -> int:
+        return _SOURCE if block in forced_in else _SINK if block in forced_out else block
+
+    free = [block for block in range(len(quotient)) if where(block) == block]
+    for block in free:
+        for other in quotient.before[block]:
+            if other not in forced_in:
+                flow.tie(block, other)
+    for number in dict.fromkeys(number for block in free for number in quotient.touching[block]):
+        cost, made, read_by = quotient.wires[number]
+        producer, readers = where(made), list(dict.fromkeys(map(where, read_by)))
+        _pay(flow, cost, producer, [reader for reader in readers if reader != _SOURCE])
+        if not all(made in quotient.before[reader] for reader in read_by):
+            _pay_back(flow, cost, producer, [reader for reader in readers if reader != _SINK])
+    _, inside = flow.cut()
+    return {block for block in inside if block >= 0} | forced_in
+
+
 def _pay(flow: _Flow, cost: int, producer: int, readers: Sequence[int]) -> None:
     """Pay ``cost`` once when the producer is on side S and some reader is not."""
+    if producer == _SINK or (producer == _SOURCE and _SINK in readers):
+        return
     if _SINK in readers:
         flow.arc(producer, _SINK, cost)
     elif len(readers) == 1:
@@ -122,6 +152,8 @@ def _pay(flow: _Flow, cost: int, producer: int, readers: Sequence[int]) -> None:
 
 def _pay_back(flow: _Flow, cost: int, producer: int, readers: Sequence[int]) -> None:
     """Pay ``cost`` once when the producer is not on side S and some reader is."""
+    if producer == _SOURCE or (producer == _SINK and _SOURCE in readers):
+        return
     if _SOURCE in readers:
         flow.arc(_SOURCE, producer, cost)
     elif len(readers) == 1:
@@ -151,9 +183,13 @@ def two_device_cut(problem: Problem) -> tuple[int, list[int]]:
     for i in range(problem.n):
         flow.arc(_SOURCE, i, unary[1][i])
         flow.arc(i, _SINK, unary[0][i])
-    for bundle in problem.bundles:
+    for bundle, devices in zip(problem.bundles, problem.bundle_devices, strict=True):
         for a, b in zip(bundle, bundle[1:] + bundle[:1], strict=True):
             flow.tie(a, b)
+        if devices == [0]:
+            flow.tie(_SOURCE, bundle[0])
+        elif devices == [1]:
+            flow.tie(bundle[0], _SINK)
     for item in judge.items:
         to_b, to_a = judge.move_ns(item, 0, 1), judge.move_ns(item, 1, 0)
         readers = list(item.readers)

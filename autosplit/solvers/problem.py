@@ -12,7 +12,7 @@ from autosplit.device import HOST, Cluster
 from autosplit.errors import DeviceError, GraphError
 from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph
-from autosplit.placement import CostModel, Objective
+from autosplit.placement import DIRECT, CostModel, Objective
 
 NOTHING_FITS = 2**63
 """A bound above every value: no placement fits at all."""
@@ -54,7 +54,7 @@ class Problem:
         objective: Objective = "latency",
         io_device: str = HOST,
         capacities: Mapping[str, int] | None = None,
-        model: CostModel = CostModel(),
+        model: CostModel = DIRECT,
         *,
         contiguous: bool = False,
     ) -> None:
@@ -67,22 +67,29 @@ class Problem:
         self.n, self.k = self.judge.n, self.judge.k
         self.capacity = [given.get(device.name, device.memory_bytes) for device in cluster.devices]
         self.allowed = _allowed(graph, cluster)
-        self._check_bundles()
 
-    def _check_bundles(self) -> None:
-        """Refuse a group whose members have no device in common."""
-        names = list(self.graph.nodes)
+    @cached_property
+    def bundle_devices(self) -> list[list[int]]:
+        """For each bundle the devices on which it may run.
+
+        Raises:
+            GraphError: there is none.
+        """
+        names, found = list(self.graph.nodes), []
         for bundle in self.bundles:
             common = set(range(self.k))
             for i in bundle:
-                if not common & self.allowed.get(i, common):
-                    with_group = f" of group {self.graph.nodes[names[i]].group!r}" if len(bundle) > 1 else ""
-                    raise GraphError(
-                        f"node {names[i]!r}{with_group} may run on {', '.join(self.graph.nodes[names[i]].devices)}; "
-                        f"of {', '.join(self.cluster.names)} none is that, and open to its whole group; add one, or "
-                        "let the node run elsewhere"
-                    )
                 common &= self.allowed.get(i, common)
+                if not common:
+                    node = self.graph.nodes[names[i]]
+                    of_group = f" of group {node.group!r}" if len(bundle) > 1 else ""
+                    raise GraphError(
+                        f"node {node.name!r}{of_group} may run on {', '.join(node.devices)}; of the devices "
+                        f"{', '.join(self.cluster.names)} none is that and open to its whole group; add one, or let "
+                        "the node run elsewhere"
+                    )
+            found.append(sorted(common))
+        return found
 
     @cached_property
     def bundles(self) -> list[list[int]]:

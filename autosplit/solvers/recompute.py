@@ -17,9 +17,9 @@ import numpy as np
 
 from autosplit.solvers.family import Family
 from autosplit.solvers.fleet import Fleet
+from autosplit.solvers.line import NEVER
 from autosplit.solvers.quotient import Ints
 
-NEVER = 2**62
 _MOST_STATES = 5_000
 
 

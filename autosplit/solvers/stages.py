@@ -11,108 +11,11 @@ import numpy as np
 
 from autosplit.solvers.family import Family, Row
 from autosplit.solvers.fleet import Fleet
-from autosplit.solvers.quotient import Ints, Quotient
-from autosplit.solvers.recompute import NEVER, Fitting
+from autosplit.solvers.line import ALONE, NEVER, ONE_AT_A_TIME, Flight, Line, Replication, Stage
+from autosplit.solvers.quotient import Ints
+from autosplit.solvers.recompute import Fitting
 
 _ROUNDS = 60
-
-
-class Flight(NamedTuple):
-    """Micro-batches on the way.
-
-    Attributes:
-        microbatches: of one step.
-        all_at_once: whether every stage holds what all of them saved (GPipe); else a stage holds no more than there
-            are stages from it to the end (1F1B).
-    """
-
-    microbatches: int = 1
-    all_at_once: bool = False
-
-    def held(self, devices_to_end: int, replicas: int = 1) -> int:
-        """How many micro-batches each replica of a stage holds; its devices and those after it are counted."""
-        own = -(-self.microbatches // replicas)
-        return own if self.all_at_once else min(-(-devices_to_end // replicas), own)
-
-
-class Replication(NamedTuple):
-    """Stages on several devices of one kind: each has the weights, and takes its share of the micro-batches.
-
-    Attributes:
-        degrees: how many replicas a stage may have, ascending.
-        microbatches: between two exchanges of the gradients; None: each replica one (PipeDream).
-        passes: how often the gradients pass a replica's link in one exchange by a ring of many: sent twice and received
-            twice, 4, where both count, as in PipeDream and Piper; r replicas take (r - 1) / r of it.
-    """
-
-    degrees: tuple[int, ...] = (1,)
-    microbatches: int | None = None
-    passes: int = 4
-
-    @classmethod
-    def up_to(cls, most: int, microbatches: int | None = None) -> Replication:
-        """Every degree up to ``most`` that deals out the micro-batches evenly.
-
-        >>> Replication.up_to(6, 8).degrees
-        (1, 2, 4)
-        """
-        return cls(tuple(r for r in range(1, most + 1) if (microbatches or 0) % r == 0), microbatches)
-
-    def sync_ns(self, gradient_ns: Ints, replicas: int) -> Ints:
-        """The exchange's part in the time of one micro-batch of the pipeline, rounded up."""
-        often = self.microbatches or replicas
-        sync: Ints = -(-self.passes * (replicas - 1) * gradient_ns // (replicas * often))
-        return sync
-
-
-ONE_AT_A_TIME, ALONE = Flight(), Replication()
-
-
-class Stage(NamedTuple):
-    """A run of blocks on devices of one kind.
-
-    Attributes:
-        kind: of the devices.
-        blocks: what they run.
-        replicas: how many copies of the stage share the micro-batches.
-        recomputed: those of the blocks that save less and compute again.
-        shards: over how many devices each copy is split.
-    """
-
-    kind: int
-    blocks: tuple[int, ...]
-    replicas: int = 1
-    recomputed: tuple[int, ...] = ()
-    shards: int = 1
-
-
-class Line(NamedTuple):
-    """A contiguous plan: its stages in order, none of them empty.
-
-    Attributes:
-        value: the time of the busiest stage for one micro-batch.
-        stages: in order.
-        slack: how much less than ``value`` the least over the family may be; 0: it is the least.
-    """
-
-    value: int
-    stages: tuple[Stage, ...]
-    slack: int = 0
-
-    def devices(self, fleet: Fleet) -> tuple[tuple[int, ...], ...]:
-        """For each stage the positions of its devices; devices of a kind are taken in their order."""
-        free = [iter(kind.devices) for kind in fleet.kinds]
-        return tuple(
-            tuple(next(free[stage.kind]) for _ in range(stage.replicas * stage.shards)) for stage in self.stages
-        )
-
-    def labels(self, quotient: Quotient, fleet: Fleet) -> list[int]:
-        """For each block the position of its device, the first of them where its stage has replicas."""
-        labels = [-1] * len(quotient)
-        for stage, devices in zip(self.stages, self.devices(fleet), strict=True):
-            for block in stage.blocks:
-                labels[block] = devices[0]
-        return labels
 
 
 @dataclass(frozen=True)
@@ -176,6 +79,7 @@ def best_line(
 
     >>> from autosplit.solvers.family import Prefixes
     >>> from autosplit.solvers.fleet import Kind
+    >>> from autosplit.solvers.quotient import Quotient
     >>> quotient = Quotient.of_numbers([[5, 4, 6]], [(1, 0, [1]), (2, 1, [2])])
     >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),))).value
     11
@@ -317,12 +221,27 @@ class _Search:
 
     def run(self, *, peak: bool = True) -> int:
         """Fill the table; the cost of a stage is its time, the costs' maximum counts, or (not peak) its overhead."""
-        widest = min(NEVER, self.upper_ns * max(self.terms.replication.degrees))
         for start in reversed(range(self.terms.length - 1)):
-            rows = {shards: family.row(start, widest) for shards, family in self.terms.families.items()}
-            for number, step in enumerate(self.steps):
-                self._extend(start, rows[step.shards], number, peak)
+            reach = self._reach(start)
+            if reach[0] < reach[1]:
+                rows = {shards: family.row(start, *reach) for shards, family in self.terms.families.items()}
+                for number, step in enumerate(self.steps):
+                    self._extend(start, rows[step.shards], number, peak)
         return int(self.best[:, 0].min())
+
+    def _reach(self, start: int) -> tuple[int, int]:
+        """Where a stage from ``start`` may end: what is before and after it must fit into ``upper_ns`` a device."""
+        if len(self.terms.families) > 1:  # how much time a split stage takes of its devices together is not known
+            return start + 1, self.terms.length
+        family, size = self.terms.families[1], self.terms.fleet.size
+        done, total = int(family.least_ns[start]), int(family.least_ns[-1])
+        most_ns = min(self.upper_ns, total)
+        devices_before = -(-done // most_ns) if most_ns > 0 else size * (done > 0)
+        devices = size - devices_before
+        if devices < 1:
+            return 0, 0
+        widest = min(devices, max(self.terms.replication.degrees))
+        return family.reach(total - (devices - 1) * most_ns, done + widest * most_ns)
 
     def _extend(self, start: int, row: Row, number: int, peak: bool) -> None:
         """The stages from ``start`` on the devices of a step, before every rest that is known."""
@@ -385,9 +304,7 @@ class _Search:
         """The time of a stage with the least recomputation that makes it fit."""
         step = place.step
         self.terms.fitting[step.shards].settle(place.start, place.end, step.kind, place.held)
-        row = self.terms.families[step.shards].row(place.start, NEVER)
-        at = row.ends == place.end
-        row = Row(row.ends[at], row.in_ns[at], row.out_ns[at])
+        row = self.terms.families[step.shards].row(place.start, place.end, place.end + 1)
         return int(self._costs(place.start, row, step._replace(held=np.array([place.held]))).time_ns[0, 0])
 
     def stage(self, place: _Place) -> Stage:

@@ -1,9 +1,9 @@
-"""Replicated and recomputed stages against a search of every chain of downsets, every degree and every set of blocks."""
+"""Replicated, split and recomputed stages against a search of every chain of downsets and every choice for each."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 import numpy as np
@@ -12,9 +12,10 @@ import pytest
 from autosplit.solvers.family import Downsets, Prefixes
 from autosplit.solvers.fleet import Fleet, Kind
 from autosplit.solvers.lattice import all_downsets
+from autosplit.solvers.line import Flight, Line, Replication
 from autosplit.solvers.quotient import Quotient, Recomputed
 from autosplit.solvers.recompute import least_cover
-from autosplit.solvers.stages import Flight, Line, Replication, best_grid, best_line
+from autosplit.solvers.stages import best_grid, best_line
 
 
 @dataclass
@@ -73,6 +74,29 @@ def random_case(seed: int) -> Case:
     return Case(quotient, fleet, Flight(microbatches, rng.random() < 0.3), Replication.up_to(fleet.size, synced))
 
 
+def split_in_two(case: Case, seed: int) -> Case:
+    """The same on two devices for each copy: each does, pays and holds between half and all of it."""
+    rng, q = random.Random(seed), case.quotient
+
+    def less(values: np.ndarray) -> np.ndarray:
+        return np.array([rng.randint(-(-v // 2), v) for v in values.flat], dtype=np.int64).reshape(values.shape)
+
+    again = q.recomputed
+    assert again is not None
+    assert q.gradient_ns is not None
+    work = less(q.work_ns)
+    split = replace(
+        q,
+        wires=tuple(wire._replace(cost=rng.randint(0, 12)) for wire in q.wires),
+        work_ns=work,
+        fixed_bytes=less(q.fixed_bytes),
+        stash_bytes=less(q.stash_bytes),
+        gradient_ns=less(q.gradient_ns),
+        recomputed=Recomputed(work + (again.work_ns - q.work_ns), less(again.fixed_bytes), less(again.stash_bytes)),
+    )
+    return replace(case, quotient=split)
+
+
 def transfers(case: Case, blocks: frozenset[int]) -> int:
     total = 0
     for cost, producer, readers in case.quotient.wires:
@@ -85,7 +109,7 @@ def transfers(case: Case, blocks: frozenset[int]) -> int:
 
 
 def stage_ns(case: Case, blocks: frozenset[int], kind: int, degree: int, held: int, *, recompute: bool) -> int | None:
-    """The time of a stage with the best of all sets of blocks to recompute; None when none fits or one is not allowed."""
+    """The time of a stage with the best set of blocks to recompute; None when none fits or one is not allowed."""
     q, device = case.quotient, case.fleet.kinds[kind]
     if not all(q.allowed[kind, block] for block in blocks):
         return None
@@ -114,58 +138,67 @@ def held_by(case: Case, devices_to_end: int, degree: int) -> int:
     return own if case.flight.all_at_once else min(own, -(-devices_to_end // degree))
 
 
-def brute_force(case: Case, *, recompute: bool, grid: bool = False, prefixes: bool = False) -> int | None:
+def brute_force(
+    case: Case, *, recompute: bool, grid: bool = False, prefixes: bool = False, split: Case | None = None
+) -> int | None:
     """The least bottleneck over every chain of downsets and every choice of devices, from the end to the start."""
     count, everything = len(case.quotient), frozenset(range(len(case.quotient)))
+    ways = [(1, case)] + ([(2, split)] if split is not None else [])
     if prefixes:
         downsets = [frozenset(range(size)) for size in range(count + 1)]
     else:
         subsets = [frozenset(s) for size in range(count + 1) for s in combinations(range(count), size)]
         downsets = [s for s in subsets if all(set(case.quotient.before[b]) <= s for b in s)]
 
-    def search(end: frozenset[int], used: tuple[int, ...], degrees: tuple[int, ...]) -> int | None:
+    def search(end: frozenset[int], used: tuple[int, ...], copies: int, degrees: tuple[int, ...]) -> int | None:
         if not end:
             return 0
         best = None
-        for start, kind, degree in product(downsets, range(len(used)), degrees):
-            if not start < end or used[kind] + degree > len(case.fleet.kinds[kind].devices):
+        for start, kind, degree, (shards, way) in product(downsets, range(len(used)), degrees, ways):
+            if not start < end or used[kind] + degree * shards > len(case.fleet.kinds[kind].devices):
                 continue
-            now = tuple(u + degree * (k == kind) for k, u in enumerate(used))
-            held = held_by(case, sum(now), degree)
-            time = stage_ns(case, end - start, kind, degree, held, recompute=recompute)
-            before = search(start, now, degrees) if time is not None and (best is None or time < best) else None
-            if time is not None and before is not None:
-                best = max(time, before) if best is None else min(best, max(time, before))
+            now = tuple(u + degree * shards * (k == kind) for k, u in enumerate(used))
+            held = held_by(case, copies + degree, degree)
+            time = stage_ns(way, end - start, kind, degree, held, recompute=recompute)
+            if time is None or (best is not None and time >= best):
+                continue
+            before = search(start, now, copies + degree, degrees)
+            if before is not None and (best is None or max(time, before) < best):
+                best = max(time, before)
         return best
 
     none = tuple(0 for _ in case.fleet.kinds)
     sets = [(degree,) for degree in case.replication.degrees] if grid else [case.replication.degrees]
-    found = [value for degrees in sets if (value := search(everything, none, degrees)) is not None]
+    found = [value for degrees in sets if (value := search(everything, none, 0, degrees)) is not None]
     return min(found, default=None)
 
 
-def check_line(case: Case, line: Line, *, recompute: bool) -> None:
+def check_line(case: Case, line: Line, *, recompute: bool, split: Case | None = None) -> None:
     """The stages are what they say: every block once, in order, within the capacities, and as slow as ``value``."""
-    q, done, times = case.quotient, set(), []
+    done: set[int] = set()
+    times = []
     devices = [device for stage in line.devices(case.fleet) for device in stage]
-    assert len(set(devices)) == len(devices) == sum(stage.replicas for stage in line.stages)
-    to_end = len(devices)
+    assert len(set(devices)) == len(devices) == sum(stage.replicas * stage.shards for stage in line.stages)
+    copies = sum(stage.replicas for stage in line.stages)
     for stage in line.stages:
+        way = case if stage.shards == 1 else split
+        assert way is not None
         assert not done & set(stage.blocks)
         done |= set(stage.blocks)
-        assert all(set(q.before[block]) <= done for block in stage.blocks)
+        assert all(set(way.quotient.before[block]) <= done for block in stage.blocks)
         assert set(stage.recomputed) <= set(stage.blocks)
         assert recompute or not stage.recomputed
-        held = held_by(case, to_end, stage.replicas)
-        to_end -= stage.replicas
-        assert q.recomputed is not None
-        sources = [(b, q.recomputed if b in stage.recomputed else q) for b in stage.blocks]
+        held = held_by(case, copies, stage.replicas)
+        copies -= stage.replicas
+        again = way.quotient.recomputed
+        assert again is not None
+        sources = [(b, again if b in stage.recomputed else way.quotient) for b in stage.blocks]
         need = sum(int(source.fixed_bytes[b] + held * source.stash_bytes[b]) for b, source in sources)
         assert need <= case.fleet.kinds[stage.kind].capacity_bytes
-        best = stage_ns(case, frozenset(stage.blocks), stage.kind, stage.replicas, held, recompute=recompute)
+        best = stage_ns(way, frozenset(stage.blocks), stage.kind, stage.replicas, held, recompute=recompute)
         assert best is not None
         times.append(best)
-    assert done == set(range(len(q)))
+    assert done == set(range(len(case.quotient)))
     assert line.value == max(times)
 
 
@@ -210,6 +243,27 @@ def test_prefixes_and_grids_equal_a_search_of_everything() -> None:
             assert len({stage.replicas for stage in line.stages}) == 1
             found += 1
     assert found > 50
+
+
+def test_split_stages_equal_a_search_of_everything() -> None:
+    used = 0
+    for seed in range(2000, 2120):
+        case = random_case(seed)
+        split, order = split_in_two(case, seed), range(len(case.quotient))
+        line = best_line(
+            Prefixes(case.quotient, order),
+            case.fleet,
+            case.flight,
+            replication=case.replication,
+            recompute=True,
+            sharded={2: Prefixes(split.quotient, order)},
+        )
+        best = brute_force(case, recompute=True, prefixes=True, split=split)
+        assert (None if line is None else line.value) == best, seed
+        if line is not None:
+            check_line(case, line, recompute=True, split=split)
+            used += any(stage.shards > 1 for stage in line.stages)
+    assert used > 20
 
 
 def test_least_cover_equals_all_subsets() -> None:
