@@ -15,8 +15,6 @@ import numpy as np
 
 from autosplit.solvers.quotient import Bools, Ints, Quotient
 
-_SUMS = ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned", "gradient_ns")
-
 
 class Row(NamedTuple):
     """The stages that start at one downset.
@@ -44,26 +42,21 @@ class Family(ABC):
         gradient_ns: [kinds, downsets], as in Quotient; 0 where it has none.
     """
 
-    def __init__(self, quotient: Quotient, members: Bools | None = None, order: Sequence[int] = ()) -> None:
-        """Sums over downsets, given as rows of ``members`` or as the prefixes of an order."""
+    def __init__(self, quotient: Quotient) -> None:
+        """To be called when ``total`` can be."""
         self.quotient = quotient
-
-        def total(values: Ints) -> Ints:
-            if members is not None:
-                return np.asarray(members @ values.T, dtype=np.int64).T
-            return np.concatenate(
-                [np.zeros((*values.shape[:-1], 1), np.int64), values[..., list(order)].cumsum(-1)], -1
-            )
-
-        self.work_ns = total(quotient.work_ns)
-        self.least_ns = total(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0))
-        self.fixed_bytes, self.stash_bytes = total(quotient.fixed_bytes), total(quotient.stash_bytes)
-        self.banned = total((~quotient.allowed).astype(np.int64))
+        self.work_ns, self.least_ns = self.total(quotient.work_ns), self.total(_least_ns(quotient))
+        self.fixed_bytes, self.stash_bytes = self.total(quotient.fixed_bytes), self.total(quotient.stash_bytes)
+        self.banned = self.total((~quotient.allowed).astype(np.int64))
         gradients = quotient.gradient_ns
-        self.gradient_ns = total(np.zeros_like(quotient.work_ns) if gradients is None else gradients)
+        self.gradient_ns = self.total(np.zeros_like(quotient.work_ns) if gradients is None else gradients)
 
     def __len__(self) -> int:
         return int(self.least_ns.shape[-1])
+
+    @abstractmethod
+    def total(self, values: Ints) -> Ints:
+        """From [..., blocks] to [..., downsets]: the sum over the blocks of each."""
 
     @abstractmethod
     def row(self, start: int, first: int, last: int) -> Row:
@@ -95,13 +88,17 @@ class Prefixes(Family):
     """
 
     def __init__(self, quotient: Quotient, order: Sequence[int], cuts: Sequence[int] | None = None) -> None:
-        super().__init__(quotient, order=order)
         self.order = tuple(order)
         self._ordered = np.array(self.order, dtype=np.int64)
         self.cuts = np.arange(len(order) + 1) if cuts is None else np.asarray(cuts, dtype=np.int64)
-        for name in _SUMS:
-            setattr(self, name, getattr(self, name)[..., self.cuts])
+        super().__init__(quotient)
         self._in, self._out = self._transfers()
+
+    def total(self, values: Ints) -> Ints:
+        """See Family."""
+        sums = np.zeros((*values.shape[:-1], len(self.order) + 1), dtype=np.int64)
+        values[..., self._ordered].cumsum(axis=-1, out=sums[..., 1:])
+        return sums[..., self.cuts]
 
     def row(self, start: int, first: int, last: int) -> Row:
         """See Family."""
@@ -170,13 +167,14 @@ class Downsets(Family):
         ends = np.array([[False] * len(quotient), [True] * len(quotient)])
         packed = np.unique(np.packbits(np.concatenate([ends, members]), axis=1), axis=0)
         members = np.unpackbits(packed, axis=1, count=len(quotient)).astype(np.bool_)
-        super().__init__(quotient, members=members)
-        order = np.lexsort((members.sum(axis=1), self.least_ns))
-        for name in _SUMS:
-            setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., order]))
-        self.members = members[order]
+        self.members = members[np.lexsort((members.sum(axis=1), members @ _least_ns(quotient)))]
+        super().__init__(quotient)
         self._words = _words(self.members)
         self._wires()
+
+    def total(self, values: Ints) -> Ints:
+        """See Family."""
+        return np.ascontiguousarray((self.members @ values.T).T)
 
     def _wires(self) -> None:
         """For each downset and wire: whether the producer is in it, and how many readers are."""
@@ -222,6 +220,11 @@ class Downsets(Family):
         added = self.members[ends] & ~self.members[start]
         blocks = np.flatnonzero(added.any(axis=0))
         return blocks, added[:, blocks]
+
+
+def _least_ns(quotient: Quotient) -> Ints:
+    """The time of each block on its fastest kind."""
+    return np.asarray(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0), dtype=np.int64)
 
 
 def _words(members: Bools) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:

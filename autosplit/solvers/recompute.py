@@ -135,6 +135,7 @@ class Fitting:
             self._cost = again.work_ns - quotient.work_ns
             self._fixed = quotient.fixed_bytes - again.fixed_bytes
             self._stash = quotient.stash_bytes - again.stash_bytes
+        self._saved: dict[int, tuple[Ints, Ints]] = {}
         self._settled: dict[tuple[int, int, int], dict[int, Cover]] = {}
 
     @property
@@ -159,7 +160,11 @@ class Fitting:
         added = np.where(need > 0, NEVER, 0)
         if self.has_choice:
             for number in np.flatnonzero((need > 0).any(axis=1)).tolist():
-                tight, count = np.flatnonzero(need[number] > 0), int(held[number])
+                count = int(held[number])
+                most = self._most_saved(count)[1]
+                tight = np.flatnonzero((need[number] > 0) & (need[number] <= most[ends] - most[start]))
+                if not len(tight):
+                    continue
                 added[number, tight] = self._row((start, kind, count), ends[tight], need[number, tight], bound)
                 for end, cover in self._settled.get((start, kind, count), {}).items():
                     added[number, ends == end] = cover.bound if bound else cover.cost
@@ -177,22 +182,27 @@ class Fitting:
         """As added_ns, for stages from a downset, on a kind, that hold a number of micro-batches and need bytes."""
         start, kind, held = where
         blocks, inside = self.family.holds(start, ends)
-        saved, cost = self._fixed[blocks] + held * self._stash[blocks], self._cost[kind, blocks]
-        order = np.flatnonzero(saved > 0)
-        if not len(order):
-            return np.full(len(ends), NEVER)
+        saved, cost = self._most_saved(held)[0][blocks], self._cost[kind, blocks]
+        order = np.flatnonzero(saved)
         order = order[np.argsort(cost[order] / saved[order], kind="stable")]
         saved, cost, inside = saved[order], cost[order], inside[:, order]
         unit = np.gcd.reduce(saved)  # what is saved is a multiple of it, so what is needed may be one, too
         need = -(-need // unit) * unit
         total, spent = np.where(inside, saved, 0).cumsum(axis=1), np.where(inside, cost, 0).cumsum(axis=1)
         last, rows = (total >= need[:, None]).argmax(axis=1), np.arange(len(ends))
-        least = spent[rows, last]
+        least: Ints = spent[rows, last]
         if bound:
             short = need - (total[rows, last] - saved[last])
             part = np.floor(short * (cost[last] / saved[last])).astype(np.int64)
             least = least - cost[last] + np.where(short == saved[last], cost[last], part)
-        return np.where(total[:, -1] >= need, least, NEVER)
+        return least
+
+    def _most_saved(self, held: int) -> tuple[Ints, Ints]:
+        """What recomputing each block saves when so much is held, not less than 0; and the sum for each downset."""
+        if held not in self._saved:
+            saved = np.maximum(0, self._fixed + held * self._stash)
+            self._saved[held] = saved, self.family.total(saved)
+        return self._saved[held]
 
     def settle(self, start: int, end: int, kind: int, held: int) -> Cover:
         """The least time that recomputation must add to a stage that can be made to fit, and the blocks."""
@@ -206,7 +216,7 @@ class Fitting:
         if need <= 0:
             return Cover(0, (), 0)
         blocks = np.array(self.family.blocks(start, end))
-        saved = self._fixed[blocks] + held * self._stash[blocks]
+        saved = self._most_saved(held)[0][blocks]
         blocks, saved = blocks[saved > 0], saved[saved > 0]
         found = least_cover(self._cost[kind, blocks].tolist(), saved.tolist(), need)
         if found is None:

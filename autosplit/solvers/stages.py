@@ -89,7 +89,7 @@ def best_line(
     families = {1: family, **(sharded or {})}
     fitting = {shards: Fitting(family, fleet, recompute=recompute) for shards, family in families.items()}
     terms = _Terms(families, fleet, flight, replication, fitting)
-    least = _Search(terms, upper_ns).run()
+    least = _first(terms, upper_ns)
     if least >= NEVER:
         return None
     has_choice = any(each.has_choice for each in fitting.values())
@@ -119,6 +119,20 @@ def best_grid(
         only = replication._replace(degrees=(degree,))
         best = best_line(family, fleet, flight, upper_ns, replication=only, recompute=recompute) or best
     return best
+
+
+def _first(terms: _Terms, upper_ns: int) -> int:
+    """The least value with recomputation that is enough: looked for below a limit that grows until there is one.
+
+    A search is the faster, the lower its limit, and one that finds anything has found the least.
+    """
+    limit = -(-13 * int(terms.families[1].least_ns[-1]) // (10 * terms.fleet.size))
+    while 0 < limit < upper_ns // 2 and limit < terms.families[1].least_ns[-1]:
+        least = _Search(terms, limit).run()
+        if least < NEVER:
+            return least
+        limit *= 2
+    return _Search(terms, upper_ns).run()
 
 
 def _refined(terms: _Terms, least: int) -> tuple[int, int]:

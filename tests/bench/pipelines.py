@@ -76,12 +76,11 @@ class TwoSided(Family):
     """Stages of a quotient whose devices receive what one family says and send what another one says."""
 
     def __init__(self, quotient: Quotient, received: Family, sent: Family) -> None:
-        ends = np.arange(len(received))
-        blocks, inside = received.holds(0, ends)
-        members = np.zeros((len(received), len(quotient)), dtype=np.bool_)
-        members[:, blocks] = inside
-        super().__init__(quotient, members=members)
         self.received, self.sent = received, sent
+        super().__init__(quotient)
+
+    def total(self, values: Ints) -> Ints:
+        return self.received.total(values)
 
     def row(self, start: int, first: int, last: int) -> Row:
         row = self.received.row(start, first, last)
