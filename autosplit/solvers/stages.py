@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from autosplit.solvers.quotient import Ints
 from autosplit.solvers.recompute import Fitting
 
 _ROUNDS = 60
+_MANY_DEGREES = 8
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,21 @@ def best_grid(
 def _first(terms: _Terms, upper_ns: int) -> int:
     """The least value with recomputation that is enough: looked for below a limit that grows until there is one.
 
-    A search is the faster, the lower its limit, and one that finds anything has found the least.
+    A search is the faster, the lower its limit, and one that finds anything has found the least. Where degrees are
+    many, the least with few of them is a limit.
     """
-    limit = -(-13 * int(terms.families[1].least_ns[-1]) // (10 * terms.fleet.size))
-    while 0 < limit < upper_ns // 2 and limit < terms.families[1].least_ns[-1]:
+    degrees, work = terms.replication.degrees, int(terms.families[1].least_ns[-1])
+    coarse = tuple(degree for degree in degrees if not degree & degree - 1)
+    if len(degrees) > _MANY_DEGREES and 0 < len(coarse) < len(degrees):
+        upper_ns = min(
+            upper_ns, _first(replace(terms, replication=terms.replication._replace(degrees=coarse)), upper_ns)
+        )
+    limit = -(-13 * work // (10 * terms.fleet.size))
+    while 0 < limit < min(upper_ns // 2, work):
         least = _Search(terms, limit).run()
         if least < NEVER:
             return least
-        limit *= 2
+        limit *= 4
     return _Search(terms, upper_ns).run()
 
 
@@ -211,6 +219,7 @@ class _Search:
     def __init__(self, terms: _Terms, upper_ns: int, *, bound: bool = False) -> None:
         self.terms, self.upper_ns, self.bound = terms, upper_ns, bound
         self.states = _states(terms.fleet, sharded=len(terms.families) > 1)
+        self.devices = np.array([sum(used) for used, _ in self.states], dtype=np.int64)
         shape = (len(self.states), terms.length)
         self.best = np.full(shape, NEVER, dtype=np.int64)
         self.best[0, -1] = 0
@@ -236,73 +245,83 @@ class _Search:
     def run(self, *, peak: bool = True) -> int:
         """Fill the table; the cost of a stage is its time, the costs' maximum counts, or (not peak) its overhead."""
         for start in reversed(range(self.terms.length - 1)):
-            reach = self._reach(start)
-            if reach[0] < reach[1]:
-                rows = {shards: family.row(start, *reach) for shards, family in self.terms.families.items()}
+            first, last, devices = self._reach(start)
+            if first < last:
+                rows = {shards: family.row(start, first, last) for shards, family in self.terms.families.items()}
                 for number, step in enumerate(self.steps):
-                    self._extend(start, rows[step.shards], number, peak)
+                    count = int(np.searchsorted(self.devices[step.states], devices, side="right"))
+                    self._extend((start, number, count), rows[step.shards], peak)
         return int(self.best[:, 0].min())
 
-    def _reach(self, start: int) -> tuple[int, int]:
-        """Where a stage from ``start`` may end: what is before and after it must fit into ``upper_ns`` a device."""
-        if len(self.terms.families) > 1:  # how much time a split stage takes of its devices together is not known
-            return start + 1, self.terms.length
+    def _reach(self, start: int) -> tuple[int, int, int]:
+        """Where a stage from ``start`` may end, and for how many devices from there on.
+
+        What is before and after it must fit into ``upper_ns`` a device.
+        """
         family, size = self.terms.families[1], self.terms.fleet.size
+        if len(self.terms.families) > 1:  # how much time a split stage takes of its devices together is not known
+            return start + 1, self.terms.length, size
         done, total = int(family.least_ns[start]), int(family.least_ns[-1])
         most_ns = min(self.upper_ns, total)
-        devices_before = -(-done // most_ns) if most_ns > 0 else size * (done > 0)
-        devices = size - devices_before
+        devices = size - (-(-done // most_ns) if most_ns > 0 else size * (done > 0))
         if devices < 1:
-            return 0, 0
+            return 0, 0, 0
         widest = min(devices, max(self.terms.replication.degrees))
-        return family.reach(total - (devices - 1) * most_ns, done + widest * most_ns)
+        return *family.reach(total - (devices - 1) * most_ns, done + widest * most_ns), devices
 
-    def _extend(self, start: int, row: Row, number: int, peak: bool) -> None:
-        """The stages from ``start`` on the devices of a step, before every rest that is known."""
+    def _extend(self, where: tuple[int, int, int], row: Row, peak: bool) -> None:
+        """The stages from a downset on the devices of a step, its first so many states, before every rest known."""
+        start, number, count = where
         step = self.steps[number]
-        costs = self._costs(start, row, step)
-        if not len(costs.ends):
+        ends = self._ends(start, row, step) if count else row.ends[:0]
+        rest = self.best[step.rests[:count, None], row.ends[ends]]
+        known = np.flatnonzero((rest < NEVER).any(axis=1))
+        if not len(known):
             return
-        rest = self.best[np.ix_(step.rests, costs.ends)]
-        time = costs.time_ns[step.which]
+        held, which = np.unique(step.which[known], return_inverse=True)
+        costs = self._costs(start, Row(*(column[ends] for column in row)), step._replace(held=step.held[held]))
+        time, rest = costs.time_ns[which], rest[known]
         if peak:
             total = np.maximum(time, rest)
         else:
             overhead = (costs.added_ns + costs.transfers_ns + costs.sync_ns * step.degree) * step.shards
-            total = np.minimum(rest, NEVER - 1) + np.minimum(overhead, NEVER)[step.which]
+            total = np.minimum(rest, NEVER - 1) + np.minimum(overhead, NEVER)[which]
         total = np.where((rest >= NEVER) | (time > self.upper_ns), NEVER, total)
         choice = total.argmin(axis=1)
         least = total[np.arange(len(choice)), choice]
-        better = least < self.best[step.states, start]
-        where = step.states[better]
-        self.best[where, start] = least[better]
-        self.end[where, start] = costs.ends[choice[better]]
-        self.step[where, start] = number
+        better = least < self.best[step.states[known], start]
+        states = step.states[known][better]
+        self.best[states, start] = least[better]
+        self.end[states, start] = costs.ends[choice[better]]
+        self.step[states, start] = number
+
+    def _ends(self, start: int, row: Row, step: _Step) -> Ints:
+        """Which stages of a row are allowed there and not too long, if nothing has to be recomputed."""
+        free = self._priced(start, row, step)
+        banned = self.terms.families[step.shards].banned[step.kind]
+        return np.flatnonzero((free.time_ns <= self.upper_ns) & (banned[row.ends] == banned[start]))
 
     def _costs(self, start: int, row: Row, step: _Step) -> _Costs:
-        """What the stages of a row cost on the devices of a step, those left out that take too long anyhow."""
-        family, fleet, (kind, degree) = self.terms.families[step.shards], self.terms.fleet, step[:2]
-        work = family.work_ns[kind, row.ends] - family.work_ns[kind, start]
-        gradient = family.gradient_ns[kind, row.ends] - family.gradient_ns[kind, start]
-        sync = self.terms.replication.sync_ns(gradient, degree)
-        transfers = row.in_ns + row.out_ns if fleet.sender_pays else row.in_ns
-        here = family.banned[kind, row.ends] == family.banned[kind, start]
-        keep = here & (self._time_ns(step, work, transfers, sync) <= self.upper_ns)
-        ends, work, transfers, sync = row.ends[keep], work[keep], transfers[keep], sync[keep]
-        added = self.terms.fitting[step.shards].added_ns(start, ends, kind, step.held, bound=self.bound)
-        time = np.where(added >= NEVER, NEVER, self._time_ns(step, work + added, transfers, sync))
-        return _Costs(ends, transfers, sync, added, time)
+        """What the stages of a row cost on the devices of a step, with what must be recomputed."""
+        fitting = self.terms.fitting[step.shards]
+        added = fitting.added_ns(start, row.ends, step.kind, step.held, bound=self.bound)
+        return self._priced(start, row, step, added)
 
-    def _time_ns(self, step: _Step, work: Ints, transfers: Ints, sync: Ints) -> Ints:
+    def _priced(self, start: int, row: Row, step: _Step, added: Ints | int = 0) -> _Costs:
         """The time of one micro-batch of the pipeline, rounded up: each of the replicas takes its share of them."""
-        fleet = self.terms.fleet
-        if not fleet.kinds[step.kind].pays:
-            transfers = np.zeros_like(transfers)
+        family, fleet, (kind, degree) = self.terms.families[step.shards], self.terms.fleet, step[:2]
+        work = family.work_ns[kind, row.ends] - family.work_ns[kind, start] + added
+        sync = self.terms.replication.sync_ns(
+            family.gradient_ns[kind, row.ends] - family.gradient_ns[kind, start], degree
+        )
+        transfers = row.in_ns + row.out_ns if fleet.sender_pays else row.in_ns
+        paid = transfers if fleet.kinds[kind].pays else np.zeros_like(transfers)
         if fleet.overlap:
-            longer: Ints = np.maximum(-(-work // step.degree) + sync, -(-transfers // step.degree))
-            return longer
-        total: Ints = -(-(work + transfers) // step.degree) + sync
-        return total
+            time = np.maximum(-(-work // degree) + sync, -(-paid // degree))
+        else:
+            time = -(-(work + paid) // degree) + sync
+        added = np.asarray(added, dtype=np.int64)
+        return _Costs(row.ends, transfers, sync, added, np.where(added >= NEVER, NEVER, time))
 
     def path(self) -> list[_Place]:
         """The stages of the best plan that was found."""
