@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from autosplit.solvers.quotient import Bools, Quotient
 
 
 def all_downsets(
-    quotient: Quotient, most: int, inside: Iterable[int] = (), outside: Iterable[int] = ()
+    quotient: Quotient, most: int, inside: Collection[int] = (), outside: Collection[int] = ()
 ) -> Bools | None:
     """Every downset that holds ``inside`` and nothing of ``outside``.
 
@@ -26,6 +26,8 @@ def all_downsets(
     >>> all_downsets(Quotient.of_numbers([[1, 1, 1]], before=[[], [0], [0]]), 10).sum().item()
     8
     """
+    if len(quotient) >= most and not inside and not outside:
+        return None  # there is one at least for each length
     start = 0
     for block in inside:
         start |= 1 << block
