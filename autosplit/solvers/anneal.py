@@ -27,7 +27,7 @@ class Lane(NamedTuple):
     power: float
 
 
-_HOT = (Lane(10, 8), Lane(30, 4), Lane(30, 16), Lane(100, 2), Lane(100, 1))
+_HOT = (Lane(2, 4), Lane(10, 8), Lane(30, 4), Lane(100, 2), Lane(100, 1))
 _COLD = (Lane(500, 1), Lane(2_000, 1), Lane(3_000, 16))
 _END = Lane(100_000, 128)
 _FIRST_SWEEPS = 60  # of the first round; each later round has twice as many

@@ -19,8 +19,8 @@ from autosplit.solvers.quotient import Ints, Quotient
 
 Floats = npt.NDArray[np.float64]
 _OVERFULL, _OVERFULL_AT_ALL = 4.0, 0.05  # a device without memory for its blocks is this much slower
-_TINY, _LARGEST_EXPONENT, _LEAST_SUM = 1e-12, 690.0, 1e-290
-_POOL = 1 << 20  # random numbers drawn once and read from random places
+_TINY, _LARGEST_EXPONENT = 1e-12, 60.0  # beyond that, one move is as bad as another
+_POOL = 1 << 18  # random numbers drawn once and read from random places
 
 
 class Group(NamedTuple):
@@ -256,8 +256,8 @@ class Population:
             paid = 1 - there.view(np.int8) - (makes > 0)[:, None, :]
         if moves is not None:
             paid *= moved > 0
-        chains = self.labels.shape[1]
-        transfers = (group.cost @ paid.reshape(len(group.cost), -1).astype(np.float64)).reshape(-1, chains)
+        rows, chains = self.used.shape
+        transfers = (group.cost @ paid.reshape(len(group.cost), rows * chains).astype(np.float64)).reshape(rows, chains)
         transfers *= costs.pays
         if costs.fleet.overlap:
             return np.stack((np.broadcast_to(work, transfers.shape), transfers)), moved
@@ -266,9 +266,10 @@ class Population:
     @staticmethod
     def _score(away: Floats, adds: Floats, power: Floats) -> Floats:
         """[rows, chains], how much the blocks there add to the sum of load^power, relative and negative."""
-        pair = np.stack((away, away + adds)).max(axis=1)
-        pair = np.exp(np.minimum(power * np.log(np.maximum(pair, _TINY)), _LARGEST_EXPONENT))
-        score: Floats = (pair[0] - pair[1]) / (pair[0].sum(axis=0) + _LEAST_SUM)
+        logs = np.log(np.maximum(np.stack((away, away + adds)).max(axis=1), _TINY))
+        least = np.maximum(logs[0].max(axis=0), logs[1].min(axis=0))  # the best that the busiest device can be
+        without, there = np.exp(np.minimum(power * (logs - least), _LARGEST_EXPONENT))
+        score: Floats = (without - there) / (without.sum(axis=0) + there.min(axis=0))
         return score
 
     def _noise(self, shape: tuple[int, ...]) -> Floats:

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from autosplit.solvers.quotient import Quotient, Wire
 
 UNIT_MS = 1e-9
 _PIPEDREAM = re.compile(
-    r"(?P<id>\S+) -- (?P<what>.*) -- forward_compute_time=(?P<forward>[^,]+), backward_compute_time=(?P<backward>[^,]+), "
+    r"(?P<id>\S+) -- (?P<what>.*) -- "
+    r"forward_compute_time=(?P<forward>[^,]+), backward_compute_time=(?P<backward>[^,]+), "
     r"activation_size=(?P<activation>\[[^]]*\]|[^,]+), parameter_size=(?P<parameters>\S+)"
 )
 
@@ -161,7 +161,9 @@ def _pipedream(text: str, given: Mapping[str, Any]) -> tuple[_Parts, Fleet]:
     free = [match["what"].startswith("Input") for match in found]
     parts = _Parts(
         ids=[match["id"] for match in found],
-        work=[[0 if f else _units(float(m["forward"]) + float(m["backward"])) for m, f in zip(found, free, strict=True)]],
+        work=[
+            [0 if f else _units(float(m["forward"]) + float(m["backward"])) for m, f in zip(found, free, strict=True)]
+        ],
         fixed=[math.ceil(float(match["parameters"])) for match in found],
         stash=[math.ceil(size) for size in sizes],
         classes=list(range(len(found))),
@@ -215,7 +217,10 @@ def _blocks(parts: _Parts, contiguous: bool) -> tuple[list[int], list[tuple[int,
     net.add_edges_from(_between(parts.order, of_class))
     tied = nx.condensation(net)  # nodes: strongly connected classes
     component = [tied.graph["mapping"][c] for c in of_class]
-    rank = {c: i for i, c in enumerate(nx.lexicographical_topological_sort(tied, key=lambda c: min(tied.nodes[c]["members"])))}
+    rank = {
+        c: i
+        for i, c in enumerate(nx.lexicographical_topological_sort(tied, key=lambda c: min(tied.nodes[c]["members"])))
+    }
     if not contiguous:
         ranked = sorted(range(len(number)), key=lambda c: (rank[tied.graph["mapping"][c]], c))
         place = {c: i for i, c in enumerate(ranked)}
