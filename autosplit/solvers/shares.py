@@ -57,4 +57,5 @@ def _prices(work: Floats, counts: Floats) -> Floats:
                 left, right = (2 * low + high) / 3, (low + 2 * high) / 3
                 low, high = (left, high) if bound(kind, left) < bound(kind, right) else (low, right)
             logs[kind] = (low + high) / 2
-    return np.exp(logs - logs[0])
+    prices: Floats = np.exp(logs - logs[0])
+    return prices

@@ -97,9 +97,8 @@ def main() -> None:
             known = f"{best[name]:11.4f}" if scale == 1 and name in best else f"{'':>11}"
             label = name + (f" x{scale:.0f}" if scale != 1 else "")
             verdict = "; ".join(row.problems) or "ok"
-            print(
-                f"{label:32} {row.value:12.6f} {known} {row.bound:9.4f} {gap} {row.seconds:6.1f}  {verdict}", flush=True
-            )
+            figures = f"{row.bound:9.4f} {100 * (row.value / row.bound - 1):6.2f}% {row.seconds:6.1f}"
+            print(f"{label:32} {row.value:12.6f} {known} {figures}  {verdict}", flush=True)
 
 
 if __name__ == "__main__":
