@@ -176,12 +176,12 @@ def _unary(problem: Problem, kinds: Sequence[Kind]) -> tuple[list[list[int]], bo
     """By kind and node: its own time, and what it gets from and sends to ``io_device``; whether that is all of it."""
     judge = problem.judge
     unary = [list(judge.node_ns[kind.devices[0]]) for kind in kinds]
-    inside = judge.io < problem.k
+    apart = judge.io < problem.k or judge.model.overlap  # some devices pay nothing, or not in their compute time
     for row, kind in zip(unary, kinds, strict=True):
-        for item in judge.items if kind.pays and not inside else ():
+        for item in judge.items if kind.pays and not apart else ():
             row[item.producer] += _io_ns(problem, item, kind.devices[0])
-    shared = any((item.input or item.output) and (inside or item.readers) for item in judge.items)
-    return unary, not (shared and (inside or judge.model.transfers == "host"))
+    shared = any((item.input or item.output) and (apart or item.readers) for item in judge.items)
+    return unary, not (shared and (apart or judge.model.transfers == "host"))
 
 
 def _io_ns(problem: Problem, item: Item, device: int) -> int:
