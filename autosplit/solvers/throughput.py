@@ -13,7 +13,7 @@ from autosplit.solvers.problem import Pool
 from autosplit.solvers.shares import share_bound
 
 _MOST_NEIGHBOURED = 2000
-_MOVES = 5_000
+_MOVES, _MOVES_PER_BLOCK = 1_000, 2
 
 
 def contiguous_stages(pool: Pool, may_go_on: Callable[[], bool]) -> int:
@@ -56,7 +56,8 @@ def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int
     problem = pool.problem
     blocks = blocks_of(problem, ordered=False)
     bound = share_bound(blocks.quotient, blocks.fleet)
-    if pool.best is not None and problem.k > 1 and not pool.reaches(bound):
+    affordable = _MOVES * effort > len(blocks.quotient) * _MOVES_PER_BLOCK
+    if pool.best is not None and problem.k > 1 and affordable and not pool.reaches(bound):
         start = [pool.best.labels[members[0]] for members in blocks.quotient.members]
         budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
         pool.offer(blocks.labels(anneal(blocks.quotient, blocks.fleet, start, budget)), "annealing")
