@@ -177,9 +177,12 @@ class CostGraph:
 
     def node_ns(self, name: str, kind: str) -> int:
         """Nanoseconds of one run of the node on a device of ``kind``: forward, and backward in training."""
-        node = self.nodes[name]
-        total = _of_kind(node.forward_ns, kind)
-        return total + _of_kind(node.backward_ns, kind) if self.mode == "train" else total
+        total = self.forward_ns(name, kind)
+        return total + _of_kind(self.nodes[name].backward_ns, kind) if self.mode == "train" else total
+
+    def forward_ns(self, name: str, kind: str) -> int:
+        """Nanoseconds of one forward run of the node on a device of ``kind``."""
+        return _of_kind(self.nodes[name].forward_ns, kind)
 
     @classmethod
     def from_networkx(cls, digraph: nx.DiGraph[Any], mode: Mode = "infer") -> CostGraph:

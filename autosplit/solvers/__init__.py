@@ -85,7 +85,9 @@ def _search(pool: Pool, bound: int) -> int:
     problem = pool.problem
     single_devices(pool)
     if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
-        bound = max(bound, two_devices(pool))
+        cut_ns = two_devices(pool)
+        if problem.is_serial:
+            bound = max(bound, cut_ns)
     if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
         bound = max(bound, _heuristics(pool, bound))
         if pool.fits:

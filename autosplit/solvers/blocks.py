@@ -13,9 +13,9 @@ from autosplit.estimate.judge import Item
 from autosplit.solvers.bounds import bundle_needs
 from autosplit.solvers.fleet import Fleet, Kind
 from autosplit.solvers.layout import loose_groups
+from autosplit.solvers.line import Flight
 from autosplit.solvers.problem import Problem
 from autosplit.solvers.quotient import Quotient, Wire
-from autosplit.solvers.stages import Flight
 
 
 class Blocks(NamedTuple):

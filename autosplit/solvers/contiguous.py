@@ -11,9 +11,10 @@ import numpy as np
 from autosplit.solvers.family import Downsets, Prefixes
 from autosplit.solvers.fleet import Fleet
 from autosplit.solvers.lattice import all_downsets, unpacked
+from autosplit.solvers.line import NEVER, Flight, Line
 from autosplit.solvers.mincut import cheapest_boundary
 from autosplit.solvers.quotient import Bools, Ints, Quotient
-from autosplit.solvers.stages import NEVER, Flight, Line, best_line
+from autosplit.solvers.stages import best_line
 
 _MOST_CUTS = 400
 _MOST_DOWNSETS = 20_000

@@ -39,26 +39,24 @@ class Family(ABC):
         least_ns: [downsets], ascending: the work of each downset where each block runs on its fastest kind.
         fixed_bytes, stash_bytes: [downsets].
         banned: [kinds, downsets], how many of its blocks may not run on that kind.
+        gradient_ns: [kinds, downsets], as in Quotient; 0 where it has none.
     """
 
-    def __init__(self, quotient: Quotient, members: Bools | None = None, order: Sequence[int] = ()) -> None:
-        """Sums over downsets, given as rows of ``members`` or as the prefixes of an order."""
+    def __init__(self, quotient: Quotient) -> None:
+        """To be called when ``total`` can be."""
         self.quotient = quotient
-
-        def total(values: Ints) -> Ints:
-            if members is not None:
-                return np.asarray(members @ values.T, dtype=np.int64).T
-            return np.concatenate(
-                [np.zeros((*values.shape[:-1], 1), np.int64), values[..., list(order)].cumsum(-1)], -1
-            )
-
-        self.work_ns = total(quotient.work_ns)
-        self.least_ns = total(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0))
-        self.fixed_bytes, self.stash_bytes = total(quotient.fixed_bytes), total(quotient.stash_bytes)
-        self.banned = total((~quotient.allowed).astype(np.int64))
+        self.work_ns, self.least_ns = self.total(quotient.work_ns), self.total(_least_ns(quotient))
+        self.fixed_bytes, self.stash_bytes = self.total(quotient.fixed_bytes), self.total(quotient.stash_bytes)
+        self.banned = self.total((~quotient.allowed).astype(np.int64))
+        gradients = quotient.gradient_ns
+        self.gradient_ns = self.total(np.zeros_like(quotient.work_ns) if gradients is None else gradients)
 
     def __len__(self) -> int:
         return int(self.least_ns.shape[-1])
+
+    @abstractmethod
+    def total(self, values: Ints) -> Ints:
+        """From [..., blocks] to [..., downsets]: the sum over the blocks of each."""
 
     @abstractmethod
     def row(self, start: int, first: int, last: int) -> Row:
@@ -67,6 +65,10 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, start: int, end: int) -> list[int]:
         """The blocks of a stage."""
+
+    @abstractmethod
+    def holds(self, start: int, ends: Ints) -> tuple[Ints, Bools]:
+        """The blocks of any of several stages, and [stages, blocks] whether the stage holds the block."""
 
     def reach(self, least_ns: int, most_ns: int) -> tuple[int, int]:
         """The first number, and one past the last, of the downsets whose work is between two figures."""
@@ -86,12 +88,17 @@ class Prefixes(Family):
     """
 
     def __init__(self, quotient: Quotient, order: Sequence[int], cuts: Sequence[int] | None = None) -> None:
-        super().__init__(quotient, order=order)
         self.order = tuple(order)
+        self._ordered = np.array(self.order, dtype=np.int64)
         self.cuts = np.arange(len(order) + 1) if cuts is None else np.asarray(cuts, dtype=np.int64)
-        for name in ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned"):
-            setattr(self, name, getattr(self, name)[..., self.cuts])
+        super().__init__(quotient)
         self._in, self._out = self._transfers()
+
+    def total(self, values: Ints) -> Ints:
+        """See Family."""
+        sums = np.zeros((*values.shape[:-1], len(self.order) + 1), dtype=np.int64)
+        values[..., self._ordered].cumsum(axis=-1, out=sums[..., 1:])
+        return sums[..., self.cuts]
 
     def row(self, start: int, first: int, last: int) -> Row:
         """See Family."""
@@ -101,6 +108,11 @@ class Prefixes(Family):
     def blocks(self, start: int, end: int) -> list[int]:
         """See Family."""
         return list(self.order[self.cuts[start] : self.cuts[end]])
+
+    def holds(self, start: int, ends: Ints) -> tuple[Ints, Bools]:
+        """See Family."""
+        places = np.arange(self.cuts[start], self.cuts[ends].max())
+        return self._ordered[places], places < self.cuts[ends][:, None]
 
     def _transfers(self) -> tuple[Ints, Ints]:
         """What the stage between any two prefixes receives and sends: sums over rectangles of (start, end)."""
@@ -155,13 +167,14 @@ class Downsets(Family):
         ends = np.array([[False] * len(quotient), [True] * len(quotient)])
         packed = np.unique(np.packbits(np.concatenate([ends, members]), axis=1), axis=0)
         members = np.unpackbits(packed, axis=1, count=len(quotient)).astype(np.bool_)
-        super().__init__(quotient, members=members)
-        order = np.lexsort((members.sum(axis=1), self.least_ns))
-        for name in ("work_ns", "least_ns", "fixed_bytes", "stash_bytes", "banned"):
-            setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., order]))
-        self.members = members[order]
+        self.members = members[np.lexsort((members.sum(axis=1), members @ _least_ns(quotient)))]
+        super().__init__(quotient)
         self._words = _words(self.members)
         self._wires()
+
+    def total(self, values: Ints) -> Ints:
+        """See Family."""
+        return np.ascontiguousarray((self.members @ values.T).T)
 
     def _wires(self) -> None:
         """For each downset and wire: whether the producer is in it, and how many readers are."""
@@ -201,6 +214,17 @@ class Downsets(Family):
     def blocks(self, start: int, end: int) -> list[int]:
         """See Family."""
         return np.flatnonzero(self.members[end] & ~self.members[start]).tolist()
+
+    def holds(self, start: int, ends: Ints) -> tuple[Ints, Bools]:
+        """See Family."""
+        added = self.members[ends] & ~self.members[start]
+        blocks = np.flatnonzero(added.any(axis=0))
+        return blocks, added[:, blocks]
+
+
+def _least_ns(quotient: Quotient) -> Ints:
+    """The time of each block on its fastest kind."""
+    return np.asarray(np.where(quotient.allowed, quotient.work_ns, quotient.work_ns.max()).min(axis=0), dtype=np.int64)
 
 
 def _words(members: Bools) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:

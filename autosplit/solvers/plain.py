@@ -10,8 +10,8 @@ import numpy as np
 from autosplit.solvers.blocks import Blocks
 from autosplit.solvers.contiguous import by_order
 from autosplit.solvers.fleet import Fleet
+from autosplit.solvers.line import Line
 from autosplit.solvers.quotient import Quotient
-from autosplit.solvers.stages import Line
 
 
 def plain_splits(blocks: Blocks) -> Iterator[tuple[str, list[int]]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from autosplit.solvers.blocks import Blocks, blocks_of
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
+from autosplit.solvers.line import NEVER, Line
 from autosplit.solvers.plain import plain_splits
 from autosplit.solvers.problem import Pool
-from autosplit.solvers.stages import NEVER, Line
 
 _MOST_NEIGHBOURED = 2000
 

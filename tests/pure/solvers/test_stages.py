@@ -12,8 +12,9 @@ from autosplit.solvers.contiguous import by_neighbours, by_order, by_orders, ord
 from autosplit.solvers.family import Downsets, Prefixes
 from autosplit.solvers.fleet import UNLIMITED, Fleet, Kind
 from autosplit.solvers.lattice import all_downsets
+from autosplit.solvers.line import Flight
 from autosplit.solvers.quotient import Quotient, bottleneck, loads
-from autosplit.solvers.stages import Flight, best_line
+from autosplit.solvers.stages import best_line
 
 
 def random_quotient(rng: random.Random, count: int, kinds: int = 1) -> Quotient:
