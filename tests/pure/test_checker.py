@@ -115,13 +115,14 @@ def test_the_simulator_finds_the_same_peaks():
         assert found.peak_bytes == expected
 
 
-@given(cases(most_nodes=7), st.sampled_from(OBJECTIVES))
-def test_what_is_solved_passes(case, objective):
+@given(cases(most_nodes=7), st.sampled_from(OBJECTIVES), MODELS, st.booleans())
+def test_what_is_solved_passes(case, objective, model, contiguous):
+    options = {"cost_model": model, "io_device": case.io_device, "contiguous": contiguous}
     try:
-        found = solve(case.graph, case.cluster, objective=objective, io_device=case.io_device)
+        found = solve(case.graph, case.cluster, objective=objective, **options)
     except CapacityError:
         return
-    result = check(case.graph, found, case.cluster, io_device=case.io_device)
+    result = check(case.graph, found, case.cluster, **options)
     assert (result.value, result.over_bytes) == (found.value, {})
 
 
