@@ -1,7 +1,7 @@
 """A placement's latency: when all is done, if one thread issues the program and accelerators run their queues.
 
-Written from the rules in ``autosplit.estimate.makespan``, without its code: the step is written out as a list of what is
-issued, each with the queues that it needs, and the list is played.
+Written from the rules in ``autosplit.estimate.makespan``, without its code: the step is written out as a list of what
+is issued, each with the queues that it needs, and the list is played.
 """
 
 from __future__ import annotations
