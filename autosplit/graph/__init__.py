@@ -72,7 +72,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         is_output: the caller receives it.
         state_bytes: optimizer state of a parameter that lives from step to step.
         step_bytes: transient bytes that the optimizer's update of this parameter takes.
-        is_held: False: its memory is counted in its nodes' fixed_bytes and inflight_bytes, here only its transfers.
+        is_held: False: its memory, and its copies' and gradient's, is counted in its nodes' fixed_bytes and
+            inflight_bytes; here only its transfers, state_bytes and step_bytes.
     """
 
     name: str
