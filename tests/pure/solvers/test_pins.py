@@ -45,7 +45,12 @@ def test_a_node_runs_where_it_may(a, b, group, allowed, objective):
     ("a", "b", "group", "message"),
     [
         (("d7",), (), None, r"node 'a' may run on d7; of the devices d0, d1, d2 none is that"),
-        (("slow",), ("fast",), "g", r"node 'b' of group 'g' may run on fast; of the devices d0, d1, d2 none .* its whole group"),
+        (
+            ("slow",),
+            ("fast",),
+            "g",
+            r"node 'b' of group 'g' may run on fast; of the devices d0, d1, d2 none .* its whole group",
+        ),
         (("d1",), ("d2",), "g", r"node 'b' of group 'g' may run on d2;"),
     ],
 )
