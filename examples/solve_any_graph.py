@@ -1,6 +1,6 @@
 """The engine alone: a networkx graph with costs, three devices, and a placement with a proved bound. No model, no torch.
 
-    python examples/solve_any_graph.py
+python examples/solve_any_graph.py
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from autosplit.solvers.anneal import Budget, anneal
 from autosplit.solvers.blocks import Blocks, blocks_of
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
 from autosplit.solvers.line import NEVER, Line
+from autosplit.solvers.layout import loose_groups
 from autosplit.solvers.plain import plain_splits
 from autosplit.solvers.problem import Pool
 from autosplit.solvers.shares import share_bound
@@ -22,7 +23,16 @@ def contiguous_stages(pool: Pool, may_go_on: Callable[[], bool]) -> int:
     Returns:
         A value that no contiguous placement is below (0: none is known).
     """
-    blocks = blocks_of(pool.problem, ordered=True)
+    problem = pool.problem
+    bound = _stages(pool, blocks_of(problem, ordered=True), may_go_on)
+    loose = loose_groups(problem)
+    if loose and not problem.contiguous:
+        _stages(pool, blocks_of(problem, ordered=True, loose=loose), may_go_on)
+    return bound
+
+
+def _stages(pool: Pool, blocks: Blocks, may_go_on: Callable[[], bool]) -> int:
+    """The same for one way to order the blocks."""
     for name, labels in plain_splits(blocks):
         pool.offer(blocks.labels(labels), name)
     line = by_orders(blocks.quotient, blocks.fleet, blocks.flight)
