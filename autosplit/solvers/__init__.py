@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from autosplit.checker import check
 from autosplit.device import HOST, DescribedLike, cluster_of
 from autosplit.graph import CostGraph
-from autosplit.placement import DIRECT, CostModel, Objective, Placement, check_placement
+from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
@@ -62,6 +63,7 @@ def solve(
         Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000.
 
     Raises:
+        AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
         CapacityError: nothing fits (``proved``), or nothing was found that does.
         DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
 
@@ -83,8 +85,17 @@ def solve(
     if best is None or not best.fits:
         raise does_not_fit(pool, proved=bound == NOTHING_FITS)
     placed = dict(zip(graph.nodes, (cluster.names[label] for label in best.labels), strict=True))
-    check_placement(graph, placed, cluster)
-    return Placement(devices=placed, objective=objective, value=best.score.value, bound=bound, method=best.method)
+    placement = Placement(devices=placed, objective=objective, value=best.score.value, bound=bound, method=best.method)
+    check(
+        graph,
+        placement,
+        cluster,
+        cost_model=cost_model,
+        io_device=io_device,
+        capacities=capacities,
+        contiguous=contiguous,
+    )
+    return placement
 
 
 class _Search:
