@@ -16,8 +16,8 @@ _SPEED = 10**18
 def lower_bound(problem: Problem) -> int:
     """A value that no placement that fits is below.
 
-    latency: what the host and the queues must do between them, and the longest path. throughput: that work spread evenly, or
-    the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread as evenly as
+    latency: what the host and the queues must do between them, and the longest path. throughput: every bundle on its
+    best device, spread evenly, or the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread as evenly as
     the capacities allow, or the most that one bundle needs at once. O(devices * nodes + reads).
     """
     if problem.objective == "memory":
@@ -34,18 +34,18 @@ def lower_bound(problem: Problem) -> int:
 def shared_work(problem: Problem) -> int:
     """The latency that no sharing of the work between the host and the queues is below. O(devices * nodes).
 
-    A bundle on device d takes its time of d's queue and some time of the host, which does a synchronous device's work and
-    starts an accelerator's. For weights w of the clocks, whose sum is 1, no makespan is below the sum over bundles of the
-    least, over devices, of the weighted times: weak duality of the linear program of unrelated machines (Lenstra, Shmoys,
-    Tardos 1990). Tried are all weight on the host (which is exact work when all devices are synchronous), equal weights
-    of the queues, and weights as the speeds.
+    A bundle on device d takes its time of d's queue and some time of the host, which does a synchronous device's work
+    and starts an accelerator's. For weights w of the clocks, whose sum is 1, no makespan is below the sum over bundles
+    of the least, over devices, of the weighted times: weak duality of the linear program of unrelated machines
+    (Lenstra, Shmoys, Tardos 1990). Tried are all weight on the host (all there is when every device is synchronous),
+    equal weights of the queues, and weights as the speeds.
     """
     judge = problem.judge
     clock = queues(judge)
     queued, hosted = _work(problem)
     speeds = [0] * (judge.k + 1)
-    for device, row in enumerate(queued):
-        total = sum(row)
+    for device, times in enumerate(queued):
+        total = sum(times)
         speeds[clock[device]] = max(speeds[clock[device]], _SPEED // total if total else 0)
     plain = [0] * (judge.k + 1)
     for used in set(clock[: judge.k]):
