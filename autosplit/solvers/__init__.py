@@ -9,6 +9,7 @@ from autosplit.graph import CostGraph
 from autosplit.placement import Objective, Placement, check_placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
+from autosplit.solvers.latency import anneal, schedules
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 
@@ -85,6 +86,9 @@ def _search(pool: Pool, bound: int) -> int:
         return bound
     if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS:
         splits(pool)
+        if problem.objective == "latency" and not problem.is_serial:
+            schedules(pool)
+            anneal(pool, bound)
         improve(pool, min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // problem.n)), bound)
         if pool.fits:
             return bound

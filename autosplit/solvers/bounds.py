@@ -17,8 +17,9 @@ def lower_bound(problem: Problem) -> int:
     """A value that no placement that fits is below.
 
     latency: what the host and the queues must do between them, and the longest path. throughput: every bundle on its
-    best device, spread evenly, or the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread as evenly as
-    the capacities allow, or the most that one bundle needs at once. O(devices * nodes + reads).
+    best device, spread evenly, or the largest bundle. memory: the weights (in training their gradients and optimizer
+    state too) spread as evenly as the capacities allow, or the most that one bundle needs at once.
+    O(devices * nodes + reads).
     """
     if problem.objective == "memory":
         needs = bundle_needs(problem)
@@ -54,10 +55,11 @@ def shared_work(problem: Problem) -> int:
     for weight in ([0] * judge.k + [1], plain, speeds):
         total = sum(weight)
         if total:
-            rows = [
-                [weight[clock[d]] * own + (weight[judge.k] * host if clock[d] != judge.k else 0) for own, host in row]
-                for d, row in enumerate(map(zip, queued, hosted))
-            ]
+            rows = []
+            for d in range(judge.k):
+                on_host = weight[judge.k] if clock[d] != judge.k else 0
+                pairs = zip(queued[d], hosted[d], strict=True)
+                rows.append([weight[clock[d]] * own + on_host * host for own, host in pairs])
             best = max(best, -(-sum(map(min, zip(*rows, strict=True))) // total))
     return best
 
@@ -70,8 +72,8 @@ def _work(problem: Problem) -> tuple[list[list[int]], list[list[int]]]:
     hosted = [[0] * judge.n for _ in range(judge.k)]
     for d in range(judge.k):
         launch = judge.launch_ns[d]
-        for i, (forward, both) in enumerate(zip(judge.forward_ns[d], judge.node_ns[d], strict=True)):
-            hosted[d][i] += min(launch, forward) + min(launch, both - forward)
+        for i, (forward, total) in enumerate(zip(judge.forward_ns[d], judge.node_ns[d], strict=True)):
+            hosted[d][i] += min(launch, forward) + min(launch, total - forward)
     if clock[judge.io] == judge.k:  # the host takes part in its own transfers
         for d, (own, both) in enumerate(zip(judge.node_ns, problem.unary_ns, strict=True)):
             for i in range(judge.n):
