@@ -11,6 +11,7 @@ from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
+from autosplit.solvers.latency import anneal, schedules
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 from autosplit.solvers.throughput import any_placement, contiguous_stages
@@ -134,6 +135,9 @@ class _Search:
             bound = max(bound, proved) if problem.contiguous else bound
         if problem.objective != "throughput" or not pool.fits:
             splits(pool)
+        if problem.objective == "latency" and not problem.is_serial:
+            schedules(pool)
+            anneal(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
         if not pool.reaches(bound) and self.may_go_on():
