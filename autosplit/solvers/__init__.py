@@ -11,7 +11,8 @@ from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
-from autosplit.solvers.latency import anneal, schedules
+from autosplit.solvers.latency import anneal as anneal_makespan
+from autosplit.solvers.latency import schedules
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 from autosplit.solvers.throughput import any_placement, contiguous_stages
@@ -137,7 +138,7 @@ class _Search:
             splits(pool)
         if problem.objective == "latency" and not problem.is_serial:
             schedules(pool)
-            anneal(pool, bound)
+            anneal_makespan(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
         if not pool.reaches(bound) and self.may_go_on():
