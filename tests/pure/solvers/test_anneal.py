@@ -79,6 +79,10 @@ def test_loads_kept_up_to_date_are_the_recounted_ones(seed: int, tight: bool) ->
     for _ in range(30):
         blocks = rng.sample(range(len(quotient)), rng.randint(1, min(4, len(quotient))))
         population.move(costs.group(blocks, touching), np.full(chains, 5.0), np.full(chains, 2.0))
+        one, two = rng.sample(range(len(quotient)), 2)
+        if not set(touching[one]) & set(touching[two]):
+            pair = (costs.group([one], touching), costs.group([two], touching))
+            population.swap(pair, np.full(chains, 5.0), np.full(chains, 2.0))
     population.keep(np.array([4, 0, 0, 1, 2]))
     kind_of = {device: k for k, kind in enumerate(fleet.kinds) for device in kind.devices}
     for chain in range(chains):
