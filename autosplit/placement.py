@@ -22,6 +22,34 @@ PLAN_FORMAT = 3
 MAX_PLAN_BYTES = 64 * 2**20
 
 
+class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a transfer costs, and how many micro-batches are on the way.
+
+    Attributes:
+        transfers: who pays, once for each tensor. "direct": the sender for each device that it sends to, and each of
+            these, over the link of the pair. "host": through the memory of the host; the sender once, and each device
+            that reads it, over its own link to the host; devices of kind "cpu" are the host and pay nothing.
+            "receiver": only the devices that read it, over the link of the pair.
+        overlap: transfers run beside compute: the load of a device is the longer of the two, not their sum.
+        microbatches: of one step, in a pipeline.
+        schedule: "1f1b" holds what is saved of as many micro-batches as there are stages from it to the end, "gpipe"
+            that of all.
+    """
+
+    transfers: Literal["direct", "host", "receiver"] = "direct"
+    overlap: bool = False
+    microbatches: int = 1
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+
+    def in_flight(self, stages_to_end: int) -> int:
+        """Micro-batches that a stage holds; it and those after it are ``stages_to_end``."""
+        return min(self.microbatches, stages_to_end) if self.schedule == "1f1b" else self.microbatches
+
+
+DIRECT = CostModel()
+"""Each device pays for what it sends and receives; one micro-batch."""
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a solver returns: a device for each node, and how good that is known to be.
 
@@ -122,6 +150,7 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Predicted cost of one step under a plan, by device name, and where the figures come from.
 
+    ``step_ns`` is the makespan; ``transfer_ns`` adds up all transfers, which may run beside other work.
     ``time_source``: "measured" for every operation on every kind of device, "calibrated" where only some were and the
     estimates of the others follow them, "estimated" where none was. ``memory_source`` is "emitted" where the emitted
     program ran on fake tensors, "estimated" where ``recost`` says.
