@@ -31,6 +31,7 @@ _HOT = (Lane(2, 4), Lane(10, 8), Lane(30, 4), Lane(100, 2), Lane(100, 1))
 _COLD = (Lane(500, 1), Lane(2_000, 1), Lane(3_000, 16))
 _END = Lane(100_000, 128)
 _FIRST_SWEEPS = 60  # of the first round; each later round has twice as many
+_MOST_BYTES = 1 << 27  # of a population; fewer chains when they would take more
 _CHUNKS_PER_BLOCK = 0.5  # in a sweep, besides each block by itself
 _SWAPS_PER_BLOCK = 0.4
 _NEAR = 4  # ranks by which the two blocks of a swap differ at most
@@ -129,7 +130,8 @@ class _Round:
         most = len(blocks) / len(costs.devices)
         drawn = (draw_chunk(costs.wires, touching, most, rng) for _ in range(_LIBRARY * len(blocks)))
         self.chunks = [costs.group(chunk, touching) for chunk in drawn if len(chunk) > 1]
-        self.size = max(1, budget.chains // len(lanes))  # chains of a lane
+        bytes_per_chain = len(costs.devices) * (2 * len(costs.wires) + len(blocks)) + 8 * len(blocks)
+        self.size = max(1, min(budget.chains, _MOST_BYTES // bytes_per_chain) // len(lanes))  # chains of a lane
         self.ranked = [sorted(blocks, key=sizes.__getitem__) for sizes in (costs.work[:, 0], costs.memory)]
         row = {device: i for i, device in enumerate(costs.devices)}
         start = np.array([[row[device]] for device in best.labels], dtype=np.int64)
