@@ -13,6 +13,7 @@ from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
 from autosplit.solvers.latency import anneal as anneal_makespan
 from autosplit.solvers.latency import schedules
+from autosplit.solvers.pieces import offered_pieces
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 from autosplit.solvers.throughput import any_placement, contiguous_stages
@@ -116,9 +117,11 @@ class _Search:
         """Fill the pool until an answer reaches the bound. Returns the bound, raised by what turned out to be exact."""
         pool, problem = self.pool, self.problem
         single_devices(pool)
+        if problem.offers_pieces:
+            bound = max(bound, offered_pieces(pool, self.effort))
         if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
             cut_ns = two_devices(pool)
-            if problem.is_serial:
+            if problem.is_serial and not problem.offers_pieces:
                 bound = max(bound, cut_ns)
         if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
             bound = max(bound, self._heuristics(bound))
@@ -136,7 +139,7 @@ class _Search:
             bound = max(bound, proved) if problem.contiguous else bound
         if problem.objective != "throughput" or not pool.fits:
             splits(pool)
-        if problem.objective == "latency" and not problem.is_serial:
+        if problem.objective == "latency" and not problem.is_serial and not problem.offers_pieces:
             schedules(pool)
             anneal_makespan(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
