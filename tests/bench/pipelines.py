@@ -178,10 +178,8 @@ class Piper:
         return best_line(
             self.family(shape, 1),
             Fleet((Kind(tuple(range(min(k, microbatches))), int(self.graph.graph["mem"])),)),
-            Flight(microbatches),
+            Flight(microbatches, replication=Replication.up_to(k, microbatches), recompute=True),
             upper,
-            replication=Replication.up_to(k, microbatches),
-            recompute=True,
             sharded={t: self.family(shape, t) for t in self.shards if t > 1},
         )
 
@@ -229,7 +227,7 @@ class PipeDream:
             family = shape.family(quotient)
             if transfers:
                 family = Relay(quotient, family)
-            return best_line(family, fleet, Flight(self.devices), upper, replication=replication)
+            return best_line(family, fleet, Flight(self.devices, replication=replication), upper)
 
         return search(quotient, solve)
 
