@@ -19,6 +19,22 @@ Mode = Literal["infer", "train"]
 TensorKind = Literal["activation", "parameter", "buffer", "input"]
 
 
+class Recomputed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node takes, in place of its own figures, when it saves less and is computed again for the backward.
+
+    Attributes:
+        forward_ns: as of Node.
+        backward_ns: as of Node, with the second forward.
+        fixed_bytes: as of Node.
+        inflight_bytes: as of Node.
+    """
+
+    forward_ns: dict[str, int] = {}
+    backward_ns: dict[str, int] = {}
+    fixed_bytes: int = 0
+    inflight_bytes: int = 0
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One operator.
 
@@ -35,6 +51,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         workspace_bytes: memory taken on the device only while the node runs.
         fixed_bytes: memory taken on the device all the time, beside what the tensors say.
         inflight_bytes: likewise, for each micro-batch in flight.
+        recomputed: what it takes when it is recomputed; None: it cannot be. It is never faster so.
     """
 
     name: str
@@ -48,6 +65,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workspace_bytes: int = 0
     fixed_bytes: int = 0
     inflight_bytes: int = 0
+    recomputed: Recomputed | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,9 +188,16 @@ class CostGraph:
 
     def node_ns(self, name: str, kind: str) -> int:
         """Nanoseconds of one run of the node on a device of ``kind``: forward, and backward in training."""
+        return self._run_ns(self.nodes[name], kind)
+
+    def recomputed_ns(self, name: str, kind: str) -> int:
+        """As node_ns, when the node is recomputed; the same where it cannot be."""
         node = self.nodes[name]
-        total = _of_kind(node.forward_ns, kind)
-        return total + _of_kind(node.backward_ns, kind) if self.mode == "train" else total
+        return self._run_ns(node.recomputed or node, kind)
+
+    def _run_ns(self, costs: Node | Recomputed, kind: str) -> int:
+        total = _of_kind(costs.forward_ns, kind)
+        return total + _of_kind(costs.backward_ns, kind) if self.mode == "train" else total
 
     def to_json(self) -> bytes:
         """The graph as one JSON document."""
@@ -203,11 +228,11 @@ def check_graph(graph: CostGraph) -> None:
 
     Raises:
         GraphError: an unknown producer or reader, a reader that runs before its producer (program order must be
-            topological), a negative or non-integer cost; the message names the node or tensor.
+            topological), a negative or non-integer cost, a node that is faster when it is recomputed; the message
+            names the node or tensor.
     """
     for node in graph.nodes.values():
-        for value in _quantities(node):
-            _check_quantity(value, f"node {node.name!r}")
+        _check_node(graph, node)
     position = {name: i for i, name in enumerate(graph.nodes)}
     for tensor in graph.tensors.values():
         for value in (tensor.size_bytes, tensor.storage_bytes, tensor.state_bytes, tensor.step_bytes):
@@ -228,8 +253,26 @@ def check_graph(graph: CostGraph) -> None:
 
 
 def _quantities(node: Node) -> tuple[int, ...]:
-    times = (*node.forward_ns.values(), *node.backward_ns.values())
-    return (*times, node.workspace_bytes, node.fixed_bytes, node.inflight_bytes)
+    return (node.workspace_bytes, *(value for costs in (node, node.recomputed) if costs for value in _figures(costs)))
+
+
+def _figures(costs: Node | Recomputed) -> tuple[int, ...]:
+    return (*costs.forward_ns.values(), *costs.backward_ns.values(), costs.fixed_bytes, costs.inflight_bytes)
+
+
+def _check_node(graph: CostGraph, node: Node) -> None:
+    for value in _quantities(node):
+        _check_quantity(value, f"node {node.name!r}")
+    again = node.recomputed
+    if again is None:
+        return
+    for kind in sorted({"*", *node.forward_ns, *node.backward_ns, *again.forward_ns, *again.backward_ns}):
+        plain, slower = graph.node_ns(node.name, kind), graph.recomputed_ns(node.name, kind)
+        if slower < plain:
+            raise GraphError(
+                f"node {node.name!r}: recomputed it takes {slower} ns on {kind!r}, less than {plain} ns as it is; "
+                "give the faster figures as the node's own"
+            )
 
 
 def _check_quantity(value: object, where: str) -> None:

@@ -50,6 +50,20 @@ DIRECT = CostModel()
 """Each device pays for what it sends and receives; one micro-batch."""
 
 
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stage of a pipeline whose micro-batches its devices share.
+
+    Attributes:
+        devices: names; each has all nodes of the stage, and runs its share of the micro-batches.
+        nodes: names, in program order.
+        recomputed: those of them that save less and are computed again for the backward.
+    """
+
+    devices: tuple[str, ...]
+    nodes: tuple[str, ...]
+    recomputed: tuple[str, ...] = ()
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a solver returns: a device for each node, and how good that is known to be.
 
@@ -59,6 +73,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         value: its value for this placement (ns, or bytes for "memory").
         bound: proved lower bound of the value over all placements that fit, in the same unit.
         method: the algorithm that found it, for people.
+        stages: in the order of the pipeline, where replicas or recomputation were asked for; ``devices`` then has the
+            first device of each node's stage. Else empty.
     """
 
     devices: dict[str, str]
@@ -66,6 +82,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     value: int
     bound: int
     method: str
+    stages: tuple[Stage, ...] = ()
 
     @property
     def gap(self) -> float:

@@ -9,6 +9,7 @@ from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement, check_placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
+from autosplit.solvers.pipeline import Replicate, pipeline
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 from autosplit.solvers.throughput import contiguous_stages
@@ -29,6 +30,8 @@ def solve(
     cost_model: CostModel = DIRECT,
     io_device: str = HOST,
     capacities: Mapping[str, int] | None = None,
+    replicate: Replicate = "none",
+    recompute: bool = False,
 ) -> Placement:
     """Place every node on a device.
 
@@ -45,6 +48,9 @@ def solve(
         cost_model: what transfers cost, and micro-batches in flight.
         io_device: where inputs arrive and outputs return: a device, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
+        replicate: "stages": a stage may run on several devices of one kind, which share its micro-batches; "grid": all
+            stages on equally many. Only for contiguous throughput, as ``recompute``.
+        recompute: whether nodes that say what they take ``recomputed`` may be, where a stage does not fit else.
 
     Returns:
         A placement that keeps groups together and, by ``estimate.peak_bytes``, every device within its capacity. Its
@@ -68,6 +74,8 @@ def solve(
     {'a': 'gpu:0', 'b': 'gpu:1'}
     """
     problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
+    if replicate != "none" or recompute:
+        return pipeline(problem, replicate, recompute=recompute)
     check_possible(problem)
     pool = Pool(problem)
     bound = _search(pool, lower_bound(problem))

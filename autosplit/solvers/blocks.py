@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import networkx as nx
@@ -15,7 +16,7 @@ from autosplit.solvers.fleet import Fleet, Kind
 from autosplit.solvers.layout import loose_groups
 from autosplit.solvers.line import Flight
 from autosplit.solvers.problem import Problem
-from autosplit.solvers.quotient import Quotient, Wire
+from autosplit.solvers.quotient import Ints, Quotient, Recomputed, Wire
 
 
 class Blocks(NamedTuple):
@@ -75,6 +76,8 @@ def blocks_of(problem: Problem, *, ordered: bool) -> Blocks:
         allowed=_allowed(problem, kinds, bundles),
         members=tuple(bundles),
     )
+    quotient = replace(quotient, gradient_ns=_gradient_ns(problem, kinds, block_of, len(bundles)))
+    quotient = replace(quotient, recomputed=_recomputed(problem, kinds, quotient))
     model = problem.judge.model
     fleet = Fleet(kinds, sender_pays=model.transfers != "receiver", overlap=model.overlap)
     flight = Flight(model.microbatches, all_at_once=model.schedule == "gpipe")
@@ -204,6 +207,45 @@ def _bytes(problem: Problem, block_of: dict[int, int], count: int) -> tuple[list
         fixed[block_of[bundle[0]]] += need.base + need.update - saved
     timed = any(item.bytes and not item.weight for item in judge.items) or any(judge.workspace)
     return fixed, stash, not timed and not judge.train
+
+
+def _gradient_ns(problem: Problem, kinds: Sequence[Kind], block_of: dict[int, int], count: int) -> Ints | None:
+    """By kind and block: the time to send the gradients of its parameters from one device to another of the kind."""
+    sizes, seen = [0] * count, set()
+    for item in problem.judge.items if problem.judge.train else ():
+        if item.weight and item.grad and item.storage not in seen:
+            seen.add(item.storage)
+            sizes[block_of[item.producer]] += item.size
+    if not any(sizes):
+        return None
+    names, link = problem.cluster.names, problem.cluster.link
+    rows = []
+    for kind in kinds:
+        pair = [names[device] for device in kind.devices[:2]]
+        speed = link(*pair).bandwidth_bytes_per_s if len(pair) == 2 else 0
+        rows.append([-(-size * 1_000_000_000 // speed) if speed else 0 for size in sizes])
+    return np.array(rows, dtype=np.int64)
+
+
+def _recomputed(problem: Problem, kinds: Sequence[Kind], quotient: Quotient) -> Recomputed | None:
+    """What the blocks take with all their nodes recomputed that can be; None: no node can."""
+    graph, nodes = problem.graph, list(problem.graph.nodes.values())
+    again = [node.recomputed or node for node in nodes]
+    if all(node.recomputed is None for node in nodes):
+        return None
+
+    def more(values: Sequence[int]) -> Ints:
+        return np.array(_by_block(values, quotient.members), dtype=np.int64)
+
+    places = [problem.cluster.devices[kind.devices[0]].kind for kind in kinds]
+    longer = [[graph.recomputed_ns(n.name, place) - graph.node_ns(n.name, place) for n in nodes] for place in places]
+    return Recomputed(
+        work_ns=quotient.work_ns + np.array([more(row) for row in longer]),
+        fixed_bytes=quotient.fixed_bytes
+        + more([a.fixed_bytes - n.fixed_bytes for a, n in zip(again, nodes, strict=True)]),
+        stash_bytes=quotient.stash_bytes
+        + more([a.inflight_bytes - n.inflight_bytes for a, n in zip(again, nodes, strict=True)]),
+    )
 
 
 def _allowed(problem: Problem, kinds: Sequence[Kind], bundles: Sequence[Sequence[int]]) -> np.ndarray:
