@@ -167,6 +167,7 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Predicted cost of one step under a plan, by device name, and where the figures come from.
 
+    ``step_ns`` is the makespan; ``transfer_ns`` adds up all transfers, which may run beside other work.
     ``time_source``: "measured" for every operation on every kind of device, "calibrated" where only some were and the
     estimates of the others follow them, "estimated" where none was. ``memory_source`` is "emitted" where the emitted
     program ran on fake tensors, "estimated" where ``recost`` says.

@@ -6,6 +6,7 @@ from autosplit import estimate
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.timing import Timed
 from autosplit.capture import Captured
+from autosplit.device import Cluster
 from autosplit.placement import DevicePrediction, Plan, Prediction, Strategy, check_plan
 from autosplit.runtime import weight_signature
 from autosplit.units import format_bytes
@@ -57,7 +58,6 @@ def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
 def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
     graph, devices, cluster = problem.graph, candidate.placement.devices, problem.cluster
     busy = estimate.busy_ns(graph, devices, cluster)
-    step_ns = estimate.step_ns(graph, devices, cluster, io_device=problem.io_device)
     return Prediction(
         devices={
             name: DevicePrediction(
@@ -70,8 +70,8 @@ def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
             )
             for name, footprint in candidate.footprints.items()
         },
-        step_ns=step_ns,
-        transfer_ns=step_ns - sum(busy.values()),
+        step_ns=estimate.step_ns(graph, devices, cluster, io_device=problem.io_device),
+        transfer_ns=estimate.transfer_ns(graph, devices, cluster, io_device=problem.io_device),
         time_source=problem.timed.source,
     )
 
@@ -83,13 +83,15 @@ def _other_objective(problem: Problem, candidate: Candidate) -> list[str]:
     return [f"objective: {found}: {problem.objective} gave no split that fits"]
 
 
-def _how_timed(timed: Timed) -> list[str]:
+def _how_timed(timed: Timed, cluster: Cluster) -> list[str]:
     said = {
         "measured": "times: measured",
         "calibrated": "times: roofline estimate, scaled by what was measured of the same operator",
         "estimated": "times: roofline estimate, unmeasured; backward taken as 2 x forward",
     }
-    return [f"{said[timed.source]}; devices work one at a time", *timed.notes]
+    waits = all(device.is_synchronous for device in cluster.devices)
+    beside = "devices work one at a time" if waits else "one thread issues to queues that run side by side"
+    return [f"{said[timed.source]}; {beside}", *timed.notes]
 
 
 def _how_captured(captured: Captured) -> list[str]:
@@ -116,7 +118,7 @@ def _assumptions(problem: Problem) -> list[str]:
     ]
     said = [
         f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
-        *_how_timed(problem.timed),
+        *_how_timed(problem.timed, problem.cluster),
         *problem.cluster.assumptions,
         "memory: what torch allocates; kernel workspaces and the device's context are not counted",
         *_how_captured(problem.captured),

@@ -70,7 +70,7 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
             for old, new in names.items()
         },
         step_ns=after.step_ns,
-        transfer_ns=after.step_ns - sum(after.busy_ns.values()),
+        transfer_ns=after.transfer_ns,
         time_source="calibrated" if costed.is_timed else "estimated",
         memory_source="estimated",
     )
@@ -152,6 +152,7 @@ class _Sizes:
         position = {name: i for i, name in enumerate(cluster.names)}
         labels = [position[placement[name]] for name in graph.nodes]
         self.step_ns = judge.step_ns(labels)
+        self.transfer_ns = judge.transfer_ns(labels)
         self.busy_ns = dict(zip(cluster.names, judge.busy(labels), strict=True))
         self.peaks = dict(zip(cluster.names, judge.peaks(labels), strict=True))
 

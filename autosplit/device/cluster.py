@@ -21,6 +21,8 @@ UNKNOWN_BANDWIDTH_BYTES_PER_S = 1_000_000_000_000
 """What a device is taken to reach when nothing is known of it but its memory."""
 
 
+_SYNCHRONOUS = ("cpu", "sim")
+
 _MOST = 2**63 - 1  # what a plan file and TOML can hold
 
 
@@ -67,6 +69,17 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         (80, 10, 10)
         """
         return self.flops_per_s.of(dtype)
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether the host does the work itself and waits for each operator: the CPU, and virtual devices, told by name.
+
+        All others are accelerators: the host starts an operator, which takes it ``launch_ns``, and goes on.
+
+        >>> Device(name="sim:0", kind="k", memory_bytes=1).is_synchronous
+        True
+        """
+        return self.name.partition(":")[0] in _SYNCHRONOUS
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,7 @@
 """Estimate: what a placement costs. The solver's fast judge of memory and time; the final plan has a stricter one.
 
-The model is one process that runs the nodes in program order, one thing at a time. A *slot* is one moment of it::
+The model is one process that issues the nodes in program order. What of that runs side by side is told in
+``autosplit.estimate.makespan``; for memory a *slot* is one moment of the program::
 
     infer   0 .. n-1  the forward of node i      n  the outputs are handed over
     train   0 .. n-1  the forward of node i      n  the outputs are handed over
@@ -28,7 +29,7 @@ from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph
 from autosplit.placement import Objective, Transfer
 
-__all__ = ["busy_ns", "peak_bytes", "step_ns", "transfers", "value"]
+__all__ = ["busy_ns", "peak_bytes", "step_ns", "transfer_ns", "transfers", "value"]
 
 
 def _labels(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster) -> list[int]:
@@ -107,8 +108,9 @@ def busy_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster) ->
 
 
 def step_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST) -> int:
-    """Nanoseconds of one step: every node and every transfer (gradients too), one after the other.
+    """Nanoseconds of one step: its makespan under the rules of ``autosplit.estimate.makespan``.
 
+    On one device, or on synchronous devices, the sum of all nodes and all transfers (gradients too).
     Args and complexity as for ``transfers``.
 
     >>> from autosplit.device import parse_cluster
@@ -119,6 +121,21 @@ def step_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io
     10008
     """
     return Judge(graph, cluster, io_device).step_ns(_labels(graph, placement, cluster))
+
+
+def transfer_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST) -> int:
+    """Nanoseconds of all transfers of one step, gradients too, as if none ran beside another.
+
+    Args and complexity as for ``transfers``.
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node, Tensor
+    >>> x = Tensor(name="x", producer="a", readers=("b",), size_bytes=25)
+    >>> graph = CostGraph([Node(name="a", forward_ns={"*": 7}), Node(name="b")], [x])
+    >>> transfer_ns(graph, {"a": "gpu:0", "b": "gpu:1"}, parse_cluster("2x1GiB"))
+    10001
+    """
+    return Judge(graph, cluster, io_device).transfer_ns(_labels(graph, placement, cluster))
 
 
 def value(

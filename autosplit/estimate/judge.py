@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from autosplit.device import HOST, Cluster
+from autosplit.estimate.makespan import makespan_ns
 from autosplit.graph import CostGraph, Tensor
 from autosplit.placement import DIRECT, CostModel, Objective
 
@@ -67,6 +68,9 @@ class Judge:
         self.io = cluster.names.index(io_device) if io_device != HOST else self.k
         by_kind = {d.kind: [graph.node_ns(name, d.kind) for name in graph.nodes] for d in cluster.devices}
         self.node_ns = [by_kind[device.kind] for device in cluster.devices]
+        forward = {d.kind: [graph.forward_ns(name, d.kind) for name in graph.nodes] for d in cluster.devices}
+        self.forward_ns = [forward[device.kind] for device in cluster.devices]
+        self.launch_ns = [device.launch_ns for device in cluster.devices]
         self.workspace = [node.workspace_bytes for node in graph.nodes.values()]
         self.fixed = [node.fixed_bytes for node in graph.nodes.values()]
         self.stash = [node.inflight_bytes for node in graph.nodes.values()]
@@ -79,10 +83,11 @@ class Judge:
 
     def move_ns(self, item: Item, src: int, dst: int) -> int:
         """Nanoseconds to send the tensor, and in training its gradient back."""
-        cost = self._one_way_ns(src, dst, item.size)
-        return cost + self._one_way_ns(dst, src, item.size) if self.train and item.grad else cost
+        cost = self.one_way_ns(src, dst, item.size)
+        return cost + self.one_way_ns(dst, src, item.size) if self.train and item.grad else cost
 
-    def _one_way_ns(self, src: int, dst: int, size: int) -> int:
+    def one_way_ns(self, src: int, dst: int, size: int) -> int:
+        """Nanoseconds to send so many bytes from one device, by position, to another."""
         key = (src, dst, size)
         cost = self._cost.get(key)
         if cost is None:
@@ -115,10 +120,13 @@ class Judge:
             busy[device] += self.node_ns[device][i]
         return busy
 
+    def transfer_ns(self, labels: Sequence[int]) -> int:
+        """Nanoseconds of all transfers of one step, gradients too, as if none ran beside another. O(reads)."""
+        return sum(self.move_ns(self.items[m.tensor], m.src, m.dst) for m in self.moves(labels))
+
     def step_ns(self, labels: Sequence[int]) -> int:
-        """Nanoseconds of one step: all nodes and all transfers, one after the other."""
-        moves = sum(self.move_ns(self.items[m.tensor], m.src, m.dst) for m in self.moves(labels))
-        return sum(self.busy(labels)) + moves
+        """Nanoseconds of one step: its makespan (``autosplit.estimate.makespan``)."""
+        return makespan_ns(self, labels)
 
     def load_ns(self, labels: Sequence[int]) -> list[int]:
         """Compute and transfer nanoseconds by device, in the cost model."""

@@ -253,7 +253,7 @@ def _tensor_words(transfer: Transfer, labels: Labels) -> str:
 
 def _figures(plan: Plan) -> Iterator[Text]:
     prediction = plan.prediction
-    compute_ns = prediction.step_ns - prediction.transfer_ns
+    compute_ns = sum(device.busy_ns for device in prediction.devices.values())
     source = "estimated, unmeasured" if prediction.time_source == "estimated" else prediction.time_source
     yield Text.assemble(
         (f"step {format_ns(prediction.step_ns)}", "bold"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autosplit.device import HOST, Cluster
+from autosplit.device import HOST, DescribedLike, cluster_of
 from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement, check_placement
 from autosplit.solvers.bounds import check_possible, lower_bound
@@ -23,7 +23,7 @@ _MOST_EVALUATIONS = 1000
 
 def solve(
     graph: CostGraph,
-    cluster: Cluster,
+    devices: DescribedLike,
     *,
     objective: Objective = "latency",
     contiguous: bool = False,
@@ -41,7 +41,8 @@ def solve(
 
     Args:
         graph: what runs, and what it costs.
-        cluster: the devices, in the order in which stages are laid out.
+        devices: in the order in which stages are laid out: a spec ("2x24GiB"), a path of a cluster.toml, a list of
+            Device, or a Cluster.
         objective: "latency" (ns of one step), "throughput" (ns of the busiest device) or "memory" (largest peak).
         contiguous: only placements that run as a pipeline: the devices can be ordered so that nothing of the forward
             pass goes back.
@@ -62,17 +63,17 @@ def solve(
 
     Raises:
         CapacityError: nothing fits (``proved``), or nothing was found that does.
-        DeviceError: ``io_device`` or a name in ``capacities`` is not a device of the cluster.
+        DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
 
-    >>> from autosplit.device import parse_cluster
     >>> from autosplit.graph import Node, Tensor
     >>> graph = CostGraph(
     ...     [Node(name=name, forward_ns={"*": 10}) for name in "ab"],
     ...     [Tensor(name=f"w{name}", producer=name, size_bytes=600, kind="parameter") for name in "ab"],
     ... )
-    >>> solve(graph, parse_cluster("2x1KB")).devices
+    >>> solve(graph, "2x1KB").devices
     {'a': 'gpu:0', 'b': 'gpu:1'}
     """
+    cluster = cluster_of(devices)
     problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
     if replicate != "none" or recompute:
         return pipeline(problem, replicate, recompute=recompute)
@@ -82,9 +83,9 @@ def solve(
     best = pool.best
     if best is None or not best.fits:
         raise does_not_fit(pool, proved=bound == NOTHING_FITS)
-    devices = dict(zip(graph.nodes, (cluster.names[label] for label in best.labels), strict=True))
-    check_placement(graph, devices, cluster)
-    return Placement(devices=devices, objective=objective, value=best.score.value, bound=bound, method=best.method)
+    placed = dict(zip(graph.nodes, (cluster.names[label] for label in best.labels), strict=True))
+    check_placement(graph, placed, cluster)
+    return Placement(devices=placed, objective=objective, value=best.score.value, bound=bound, method=best.method)
 
 
 def _search(pool: Pool, bound: int) -> int:
@@ -92,7 +93,9 @@ def _search(pool: Pool, bound: int) -> int:
     problem = pool.problem
     single_devices(pool)
     if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
-        bound = max(bound, two_devices(pool))
+        cut_ns = two_devices(pool)
+        if problem.is_serial:
+            bound = max(bound, cut_ns)
     if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
         bound = max(bound, _heuristics(pool, bound))
         if pool.fits:

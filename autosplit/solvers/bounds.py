@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autosplit.errors import CapacityError
+from autosplit.estimate.makespan import queues
 from autosplit.solvers.problem import Problem
 from autosplit.units import format_bytes
+
+_SPEED = 10**18
 
 
 def lower_bound(problem: Problem) -> int:
     """A value that no placement that fits is below.
 
-    latency: every bundle on its best device, transfers between devices free. throughput: that work spread evenly, or
+    latency: what the host and the queues must do between them, and the longest path. throughput: that work spread evenly, or
     the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread as evenly as
     the capacities allow, or the most that one bundle needs at once. O(devices * nodes + reads).
     """
@@ -21,15 +24,88 @@ def lower_bound(problem: Problem) -> int:
         needs = bundle_needs(problem)
         even = _level(sum(need.base + need.update for need in needs), sorted(problem.capacity))
         return max(even, max((need.alone for need in needs), default=0))
+    if problem.objective == "latency":
+        return max(shared_work(problem), critical_path(problem))
     plain = problem.judge.model.transfers == "direct" and not problem.judge.model.overlap
-    unary = problem.unary_ns if plain or problem.objective == "latency" else problem.judge.node_ns
+    unary = problem.unary_ns if plain else problem.judge.node_ns
     least = [
         min(sum(unary[device][i] for i in bundle) for device in devices)
         for bundle, devices in zip(problem.bundles, problem.bundle_devices, strict=True)
     ]
-    if problem.objective == "latency":
-        return sum(least)
     return max(-(-sum(least) // problem.k), max(least, default=0))
+
+
+def shared_work(problem: Problem) -> int:
+    """The latency that no sharing of the work between the host and the queues is below. O(devices * nodes).
+
+    A bundle on device d takes its time of d's queue and some time of the host, which does a synchronous device's work and
+    starts an accelerator's. For weights w of the clocks, whose sum is 1, no makespan is below the sum over bundles of the
+    least, over devices, of the weighted times: weak duality of the linear program of unrelated machines (Lenstra, Shmoys,
+    Tardos 1990). Tried are all weight on the host (which is exact work when all devices are synchronous), equal weights
+    of the queues, and weights as the speeds.
+    """
+    judge = problem.judge
+    clock = queues(judge)
+    queued, hosted = _work(problem)
+    speeds = [0] * (judge.k + 1)
+    for device, row in enumerate(queued):
+        total = sum(row)
+        speeds[clock[device]] = max(speeds[clock[device]], _SPEED // total if total else 0)
+    plain = [0] * (judge.k + 1)
+    for used in set(clock[: judge.k]):
+        plain[used] = 1
+    best = 0
+    for weight in ([0] * judge.k + [1], plain, speeds):
+        total = sum(weight)
+        if total:
+            rows = [
+                [weight[clock[d]] * own + (weight[judge.k] * host if clock[d] != judge.k else 0) for own, host in row]
+                for d, row in enumerate(map(zip, queued, hosted))
+            ]
+            best = max(best, -(-sum(map(min, zip(*rows, strict=True))) // total))
+    return best
+
+
+def _work(problem: Problem) -> tuple[list[list[int]], list[list[int]]]:
+    """By device and bundle: nanoseconds on the device's own clock, and what of the host's a queue costs besides."""
+    judge = problem.judge
+    clock = queues(judge)
+    queued = [[sum(times[i] for i in bundle) for bundle in problem.bundles] for times in problem.unary_ns]
+    hosted = [[0] * judge.n for _ in range(judge.k)]
+    for d in range(judge.k):
+        launch = judge.launch_ns[d]
+        for i, (forward, both) in enumerate(zip(judge.forward_ns[d], judge.node_ns[d], strict=True)):
+            hosted[d][i] += min(launch, forward) + min(launch, both - forward)
+    if clock[judge.io] == judge.k:  # the host takes part in its own transfers
+        for d, (own, both) in enumerate(zip(judge.node_ns, problem.unary_ns, strict=True)):
+            for i in range(judge.n):
+                hosted[d][i] += both[i] - own[i]
+    return queued, [[sum(row[i] for i in bundle) for bundle in problem.bundles] for row in hosted]
+
+
+def critical_path(problem: Problem) -> int:
+    """The longest chain of nodes, each on its fastest device, transfers free; O(devices * nodes + reads).
+
+    In training a chain goes forward to some node, and from its backward on against the gradients.
+    """
+    judge = problem.judge
+    forward = [min(times) for times in zip(*judge.forward_ns, strict=True)]
+    both = zip(zip(*judge.node_ns, strict=True), zip(*judge.forward_ns, strict=True), strict=True)
+    backward = [min(map(int.__sub__, total, first)) for total, first in both]
+    before: list[list[int]] = [[] for _ in range(judge.n)]
+    after: list[list[int]] = [[] for _ in range(judge.n)]
+    for item in judge.items:
+        if not item.weight and not item.input:
+            for reader in item.readers:
+                before[reader].append(item.producer)
+                if item.grad:
+                    after[reader].append(item.producer)
+    there = [0] * judge.n
+    back = [0] * judge.n
+    for i in range(judge.n):
+        there[i] = forward[i] + max((there[j] for j in before[i]), default=0)
+        back[i] = backward[i] + max((back[j] for j in after[i]), default=0)
+    return max(map(int.__add__, there, back), default=0)
 
 
 def _level(total: int, capacities: Sequence[int]) -> int:

@@ -28,7 +28,7 @@ def single_devices(pool: Pool) -> None:
 
 
 def two_devices(pool: Pool) -> int:
-    """Offer the exact cut for two devices; returns its latency, which no placement is below (0: graph too large)."""
+    """Offer the exact cut for two devices; returns its sum of times, which none is below (0: graph too large)."""
     if pool.problem.n > _MOST_CUT_NODES:
         return 0
     value, labels = two_device_cut(pool.problem)

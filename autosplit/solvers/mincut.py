@@ -136,13 +136,15 @@ def _pay_back(flow: FlowNetwork, cost: int, producer: int, readers: Sequence[int
 
 
 def two_device_cut(problem: Problem) -> tuple[int, list[int]]:
-    """The fastest placement on two devices when memory does not matter.
+    """The placement on two devices with the least work and transfers in all, when memory does not matter.
+
+    Where nothing runs side by side (``Problem.is_serial``) that is the fastest one.
 
     Args:
         problem: with two devices; its capacities are not looked at.
 
     Returns:
-        The latency in ns, the least of all placements, and the labels. Exact; one maximum flow.
+        Its sum in ns, the least of all placements, and the labels. Exact; one maximum flow.
 
     Source: Stone 1977, Multiprocessor scheduling with the aid of network flow algorithms; a transfer is paid once per
     tensor, and the device that inputs and outputs use is a terminal.

@@ -92,6 +92,11 @@ class Problem:
         return found
 
     @cached_property
+    def is_serial(self) -> bool:
+        """Whether nothing runs beside anything else: every device is synchronous, or there is one."""
+        return self.k == 1 or all(device.is_synchronous for device in self.cluster.devices)
+
+    @cached_property
     def bundles(self) -> list[list[int]]:
         """Nodes that must be on one device, in the order of their first node: the groups, and every other node."""
         home: dict[str, list[int]] = {}

@@ -93,23 +93,30 @@ def random_graph(rng: random.Random, count: int, mode: Mode, groups: bool = True
 
 
 def random_cluster(rng: random.Random, k: int, low: int, high: int, equal: bool | None = None) -> Cluster:
-    """``k`` devices with ``low`` to ``high`` bytes each; half of the clusters have equal devices."""
+    """``k`` devices with ``low`` to ``high`` bytes each; half of the clusters have equal devices.
+
+    A quarter of the clusters has only accelerators, a quarter only virtual devices, and half may have both.
+    """
     equal = rng.random() < 0.5 if equal is None else equal
     shared = rng.randrange(low, high + 1)
+    types = rng.choice((("d",), ("sim",), ("d", "sim"), ("d", "sim")))
+    launch_ns = rng.choice((0, 1, 4, 1000))
     devices = tuple(
         Device(
-            name=f"d{i}",
+            name=f"{rng.choice(types)}:{i}",
             kind="plain" if equal else rng.choice(("plain", "fast")),
             memory_bytes=shared if equal else rng.randrange(low, high + 1),
+            launch_ns=launch_ns,
         )
         for i in range(k)
     )
     links = ()
-    if rng.random() < 0.3:
-        links = (Link(src="d0", dst="d1", bandwidth_bytes_per_s=10**9 // rng.randrange(1, 5), latency_ns=7),)
+    if rng.random() < 0.3 and k > 1:
+        ends = (devices[0].name, devices[1].name)
+        links = (Link(src=ends[0], dst=ends[1], bandwidth_bytes_per_s=10**9 // rng.randrange(1, 5), latency_ns=7),)
     return Cluster(
         devices=devices,
-        links=links if k > 1 else (),
+        links=links,
         default_bandwidth_bytes_per_s=10**9 // rng.randrange(1, 4),
         default_latency_ns=rng.randrange(0, 6),
     )

@@ -1,7 +1,8 @@
-"""A slow, separate simulator of a placement's memory: run every step, hold what something still needs, drop the rest.
+"""Slow, separate simulators of a placement's memory and time.
 
-It shares no code with autosplit.estimate: that one computes first and last slots, this one asks at every step of every
-allocation whether the future still needs it.
+They share no code with autosplit.estimate. For memory that one computes first and last slots; this one runs every step,
+and asks of every allocation whether the future still needs it. For time that one turns clocks; this one writes down every
+task with the tasks that it waits for, and takes the longest path.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from autosplit.device import HOST
+from autosplit.device import HOST, Cluster
 from autosplit.graph import CostGraph, Tensor
 
 
@@ -198,3 +199,89 @@ class Simulator:
 def reference_peaks(graph: CostGraph, placement: dict[str, str], devices: tuple[str, ...], io: str) -> dict[str, int]:
     peak = Simulator(graph, placement, io).run()
     return {name: peak[name] for name in devices}
+
+
+@dataclass(eq=False)
+class Task:
+    """Something that the host issues: it occupies ``places`` for ``ns``, and the host at least for ``launch`` ns."""
+
+    ns: int
+    places: frozenset[str]
+    launch: int
+
+
+class TaskList:
+    """The program as a list of tasks, in the order in which one thread issues them."""
+
+    def __init__(self, graph: CostGraph, placement: dict[str, str], cluster: Cluster, io: str) -> None:
+        self.graph, self.place, self.cluster, self.io = graph, placement, cluster, io
+        self.names = list(graph.nodes)
+        self.tasks: list[Task] = []
+        self.copies: list[tuple[Tensor, str, str, int]] = []
+        self.in_order = sorted(
+            graph.tensors.values(), key=lambda t: (self.names.index(t.producer), t.kind == "activation")
+        )
+
+    def place_of(self, device: str) -> str:
+        return HOST if device == HOST or device.split(":")[0] in ("cpu", "sim") else device
+
+    def add(self, ns: int, *devices: str) -> None:
+        launch = 0 if devices[0] == HOST else self.cluster.device(devices[0]).launch_ns
+        self.tasks.append(Task(ns, frozenset(map(self.place_of, devices)), min(ns, launch)))
+
+    def compute(self, node: str, times: dict[str, int]) -> None:
+        device = self.cluster.device(self.place[node])
+        self.add(times.get(device.kind, times.get("*", 0)), device.name)
+
+    def copy(self, t: Tensor, src: str, dst: str, when: int) -> None:
+        self.copies.append((t, src, dst, when))
+        self.add(self.cluster.transfer_ns(src, dst, t.size_bytes), src, dst)
+
+    def fetch(self, t: Tensor, when: int, node: str) -> None:
+        """What has to be sent so that ``node`` finds ``t``."""
+        here, home = self.place[node], self.place[t.producer]
+        if t.kind == "input" and node == t.producer and self.io != here:
+            self.copy(t, self.io, here, when)
+        there = {home} | {dst for sent, _, dst, _ in self.copies if sent is t}
+        if t.kind == "input":
+            there.add(self.io)
+        if node in t.readers and here not in there:
+            self.copy(t, home, here, when)
+
+    def run(self) -> int:
+        for i, node in enumerate(self.names):
+            for t in self.in_order:
+                self.fetch(t, i, node)
+            self.compute(node, self.graph.nodes[node].forward_ns)
+        for t in self.in_order:
+            there = {self.place[t.producer]} | {dst for sent, _, dst, _ in self.copies if sent is t}
+            at_caller = t.kind == "input"
+            if t.is_output and not at_caller and self.io not in there:
+                self.copy(t, self.place[t.producer], self.io, len(self.names))
+        if self.graph.mode == "train":
+            self.backward()
+        return self.longest()
+
+    def backward(self) -> None:
+        for i in range(len(self.names), -1, -1):
+            if i < len(self.names):
+                self.compute(self.names[i], self.graph.nodes[self.names[i]].backward_ns)
+            for t, src, dst, when in reversed(self.copies):
+                if when == i and t.requires_grad:
+                    self.add(self.cluster.transfer_ns(dst, src, t.size_bytes), dst, src)
+
+    def longest(self) -> int:
+        """A task waits for the last one on each of its places, and for the host to have started all before it."""
+        end: list[int] = []
+        for i, task in enumerate(self.tasks):
+            issued = 0
+            for j in range(i):  # the host: through the last task that it waited for, then launch by launch
+                earlier = self.tasks[j]
+                issued = end[j] if HOST in earlier.places else issued + earlier.launch
+            behind = [end[j] for j in range(i) if self.tasks[j].places & task.places]
+            end.append(max([issued, *behind]) + task.ns)
+        return max(end, default=0)
+
+
+def reference_makespan(graph: CostGraph, placement: dict[str, str], cluster: Cluster, io: str) -> int:
+    return TaskList(graph, placement, cluster, io).run()

@@ -6,7 +6,7 @@ import pytest
 from graphs import Case, cases, random_case, random_placement
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import reference_peaks
+from reference import reference_makespan, reference_peaks
 
 from autosplit import estimate
 from autosplit.device import HOST, Cluster, Device, Link
@@ -42,7 +42,7 @@ def test_peaks_are_those_of_the_simulator_on_many_graphs():
 
 
 @given(cases(), st.randoms(use_true_random=False))
-def test_times_are_sums_over_nodes_and_transfers(case, rng):
+def test_times_are_those_of_nodes_and_transfers(case, rng):
     graph, cluster, placement = case.graph, case.cluster, random_placement(rng, case)
     busy = dict.fromkeys(cluster.names, 0)
     for name, device in placement.items():
@@ -56,9 +56,13 @@ def test_times_are_sums_over_nodes_and_transfers(case, rng):
             load[end] += cost
     peaks = estimate.peak_bytes(graph, placement, cluster, case.io_device)
     assert estimate.busy_ns(graph, placement, cluster) == busy
-    assert estimate.step_ns(graph, placement, cluster, case.io_device) == total
+    step_ns = reference_makespan(graph, placement, cluster, case.io_device)
+    assert estimate.step_ns(graph, placement, cluster, case.io_device) == step_ns
+    assert estimate.transfer_ns(graph, placement, cluster, case.io_device) == total - sum(busy.values())
+    if len(set(placement.values())) == 1 or all(device.is_synchronous for device in cluster.devices):
+        assert step_ns == total
     for objective, expected in (
-        ("latency", total),
+        ("latency", step_ns),
         ("throughput", max(load.values())),
         ("memory", max(peaks.values())),
     ):

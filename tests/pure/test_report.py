@@ -103,7 +103,7 @@ def test_single_has_no_transfers_and_no_assumptions():
         "SINGLE  fits one device (1.0 GiB on gpu:0)\n\n"
         "device  memory      peak of capacity    weights  busy  runs\n"
         "gpu:0   █░░░░░░░░░   1.0 of 16.0 GiB  512.0 MiB    0%  the whole model\n\n"
-        "step 0 ns  compute 0 ns, transfers 0 ns  times: estimated, unmeasured\n"
+        "step 0 ns  compute 4.0 s, transfers 0 ns  times: estimated, unmeasured\n"
         "memory 1.0 GiB  no lower bound proved\n"
     )
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import networkx as nx
 
 from autosplit.errors import GraphError
+from autosplit.graph import checks, digraphs
+from autosplit.graph.checks import check_graph
+
+__all__ = ["CostGraph", "Mode", "Node", "Recomputed", "Tensor", "TensorKind", "check_graph"]
 
 Mode = Literal["infer", "train"]
 TensorKind = Literal["activation", "parameter", "buffer", "input"]
@@ -133,6 +137,8 @@ class CostGraph:
         tensors: every producer and reader must be a node.
         mode: "infer" (forward only) or "train" (forward, backward, optimizer step).
 
+    Quantities may be integers of numpy, too: they are kept as plain ones.
+
     Raises:
         GraphError: see check_graph.
 
@@ -145,7 +151,8 @@ class CostGraph:
     """
 
     def __init__(self, nodes: Iterable[Node], tensors: Iterable[Tensor], mode: Mode = "infer") -> None:
-        node_list, tensor_list = list(nodes), list(tensors)
+        node_list = [checks.with_plain_integers(node, Node) for node in nodes]
+        tensor_list = [checks.with_plain_integers(tensor, Tensor) for tensor in tensors]
         self.nodes: dict[str, Node] = {node.name: node for node in node_list}
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in tensor_list}
         self.mode: Mode = mode
@@ -190,6 +197,10 @@ class CostGraph:
         """Nanoseconds of one run of the node on a device of ``kind``: forward, and backward in training."""
         return self._run_ns(self.nodes[name], kind)
 
+    def forward_ns(self, name: str, kind: str) -> int:
+        """Nanoseconds of one forward run of the node on a device of ``kind``."""
+        return _of_kind(self.nodes[name].forward_ns, kind)
+
     def recomputed_ns(self, name: str, kind: str) -> int:
         """As node_ns, when the node is recomputed; the same where it cannot be."""
         node = self.nodes[name]
@@ -199,82 +210,64 @@ class CostGraph:
         total = _of_kind(costs.forward_ns, kind)
         return total + _of_kind(costs.backward_ns, kind) if self.mode == "train" else total
 
-    def to_json(self) -> bytes:
-        """The graph as one JSON document."""
-        return msgspec.json.encode(
-            _Document(nodes=tuple(self.nodes.values()), tensors=tuple(self.tensors.values()), mode=self.mode)
+    @classmethod
+    def from_networkx(cls, digraph: nx.DiGraph[Any], mode: Mode = "infer") -> CostGraph:
+        """The graph that a networkx DiGraph or MultiDiGraph tells.
+
+        Args:
+            digraph: the key of a node is its name (any but a string is taken as ``str`` of it), its attributes are
+                fields of Node. An edge has ``size_bytes`` and may have ``tensor``, a name: all edges from one node
+                with the same, or all without one, are one tensor, that is sent once to each device. A tensor without
+                a name has that of its producer.
+            mode: as in CostGraph.
+
+        Returns:
+            Program order is the order of insertion, as far as edges let it be: of the nodes that may run next, the
+            one inserted first does. O((nodes + edges) log nodes).
+
+        Raises:
+            GraphError: a cycle, whose nodes it names; an attribute that is unknown or of another type; edges that
+                disagree on the size of their tensor; or see check_graph.
+
+        >>> digraph = nx.DiGraph()
+        >>> digraph.add_node("b", forward_ns={"*": 7})
+        >>> digraph.add_edge("a", "b", size_bytes=16)
+        >>> CostGraph.from_networkx(digraph).tensors["a"].readers
+        ('b',)
+        """
+        nodes, tensors = digraphs.read(digraph)
+        return cls(
+            [digraphs.record(f"node {name!r}", Node, {"name": name, **fields}) for name, fields in nodes.items()],
+            [Tensor(name=name, **fields) for name, fields in tensors.items()],
+            mode,
         )
+
+    def to_json(self) -> bytes:
+        """The graph as one JSON document.
+
+        Raises:
+            GraphError: a name cannot be written in UTF-8.
+        """
+        document = _Document(nodes=tuple(self.nodes.values()), tensors=tuple(self.tensors.values()), mode=self.mode)
+        try:
+            return msgspec.json.encode(document)
+        except UnicodeEncodeError as error:
+            raise GraphError(f"a name in the graph is not text: {error}") from error
 
     @classmethod
     def from_json(cls, data: bytes | str) -> CostGraph:
         """The graph that ``to_json`` wrote.
 
         Raises:
-            GraphError: not such a document, or not a well-formed graph.
+            GraphError: not such a document (unknown or repeated keys too), or not a well-formed graph.
         """
         try:
             document = msgspec.json.decode(data, type=_Document)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise GraphError(f"not a cost graph: {error}") from error
+        checks.refuse_repeated_keys(data)
         return cls(document.nodes, document.tensors, document.mode)
 
 
 def _of_kind(by_kind: Mapping[str, int], kind: str) -> int:
     return by_kind.get(kind, by_kind.get("*", 0))
-
-
-def check_graph(graph: CostGraph) -> None:
-    """Check a cost graph at hand-over.
-
-    Raises:
-        GraphError: an unknown producer or reader, a reader that runs before its producer (program order must be
-            topological), a negative or non-integer cost, a node that is faster when it is recomputed; the message
-            names the node or tensor.
-    """
-    for node in graph.nodes.values():
-        _check_node(graph, node)
-    position = {name: i for i, name in enumerate(graph.nodes)}
-    for tensor in graph.tensors.values():
-        for value in (tensor.size_bytes, tensor.storage_bytes, tensor.state_bytes, tensor.step_bytes):
-            _check_quantity(value, f"tensor {tensor.name!r}")
-        if tensor.producer not in position:
-            raise GraphError(f"tensor {tensor.name!r}: its producer {tensor.producer!r} is not a node")
-        for reader in (*tensor.readers, *tensor.saved_by):
-            if reader not in position:
-                raise GraphError(f"tensor {tensor.name!r}: its reader {reader!r} is not a node")
-        last = position[tensor.producer]
-        for reader in tensor.readers:
-            if position[reader] <= last:
-                raise GraphError(
-                    f"tensor {tensor.name!r}: node {reader!r} reads it but does not run after {tensor.producer!r} "
-                    "and the readers before it; give nodes and readers in program order, without repeats or cycles"
-                )
-            last = position[reader]
-
-
-def _quantities(node: Node) -> tuple[int, ...]:
-    return (node.workspace_bytes, *(value for costs in (node, node.recomputed) if costs for value in _figures(costs)))
-
-
-def _figures(costs: Node | Recomputed) -> tuple[int, ...]:
-    return (*costs.forward_ns.values(), *costs.backward_ns.values(), costs.fixed_bytes, costs.inflight_bytes)
-
-
-def _check_node(graph: CostGraph, node: Node) -> None:
-    for value in _quantities(node):
-        _check_quantity(value, f"node {node.name!r}")
-    again = node.recomputed
-    if again is None:
-        return
-    for kind in sorted({"*", *node.forward_ns, *node.backward_ns, *again.forward_ns, *again.backward_ns}):
-        plain, slower = graph.node_ns(node.name, kind), graph.recomputed_ns(node.name, kind)
-        if slower < plain:
-            raise GraphError(
-                f"node {node.name!r}: recomputed it takes {slower} ns on {kind!r}, less than {plain} ns as it is; "
-                "give the faster figures as the node's own"
-            )
-
-
-def _check_quantity(value: object, where: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise GraphError(f"{where}: cost {value!r} must be a non-negative integer")
