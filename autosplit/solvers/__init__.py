@@ -63,6 +63,7 @@ def solve(
 
     Raises:
         CapacityError: nothing fits (``proved``), or nothing was found that does.
+        ValueError: replicas or recomputation for anything but contiguous throughput.
         DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
 
     >>> from autosplit.graph import Node, Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def pipeline(problem: Problem, replicate: Replicate, *, recompute: bool) -> Plac
     """The best pipeline that is found for throughput.
 
     Args:
-        problem: contiguous, its inputs and outputs on the host.
+        problem: contiguous throughput, its inputs and outputs on the host.
         replicate: "stages": each stage may run on several devices of one kind, which share its micro-batches; "grid":
             each on equally many. In training a degree divides the micro-batches of a step, and the replicas exchange
             the gradients of their parameters once a step, in a ring.
@@ -51,7 +51,15 @@ def pipeline(problem: Problem, replicate: Replicate, *, recompute: bool) -> Plac
     Raises:
         CapacityError: nothing fits (``proved``), or nothing was found that does.
         DeviceError: the io_device is not the host.
+        ValueError: another objective, or not contiguous; or ``replicate`` is none of the above.
     """
+    if problem.objective != "throughput" or not problem.contiguous:
+        raise ValueError(
+            f"replicas and recomputation for objective {problem.objective!r}, contiguous {problem.contiguous}: they "
+            "are for pipelines; ask for objective 'throughput' and contiguous=True"
+        )
+    if replicate not in get_args(Replicate):
+        raise ValueError(f"replicate {replicate!r}: expected one of {', '.join(get_args(Replicate))}")
     if problem.judge.io < problem.k:
         raise DeviceError(
             f"replicas and recomputation with io_device {problem.cluster.names[problem.judge.io]!r}: a pipeline takes "
