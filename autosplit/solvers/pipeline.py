@@ -66,19 +66,44 @@ def pipeline(problem: Problem, replicate: Replicate, *, recompute: bool) -> Plac
             f"its inputs from the host; leave io_device at {HOST!r}"
         )
     blocks = _with_choices(problem, replicate, recompute)
-    limits, proved_ns = blocks, 0
-    for attempt in range(_ROUNDS):
-        line, proved = _search(limits)
+    line, proved = _search(blocks)
+    if line is None:
+        raise _does_not_fit(problem, proved=proved)
+    proved_ns = line.value - line.slack if proved else 0
+    pieces = _pieces(blocks, line)
+    if any(_excess(problem, pieces)):
+        line, pieces = _within_memory(problem, blocks)
+    return _placement(problem, blocks, line, pieces, proved_ns)
+
+
+def _within_memory(problem: Problem, blocks: Blocks) -> tuple[Line, list[_Piece]]:
+    """A line that fits where bytes do not just add up: with what the backward needs saved, and less capacity."""
+    limits = _with_saved(problem, blocks)
+    for _ in range(_ROUNDS):
+        line, _proved = _search(limits)
         if line is None:
-            raise _does_not_fit(problem, proved=proved and attempt == 0)
-        if proved and attempt == 0:
-            proved_ns = line.value - line.slack
+            break
         pieces = _pieces(blocks, line)
         over = _excess(problem, pieces)
         if not any(over):
-            return _placement(problem, blocks, line, pieces, proved_ns)
+            return line, pieces
         limits = _tightened(limits, line, over)
     raise _does_not_fit(problem, proved=False)
+
+
+def _with_saved(problem: Problem, blocks: Blocks) -> Blocks:
+    """Each tensor that a backward needs is held, for each micro-batch, at the first block that saves it."""
+    quotient, judge = blocks.quotient, problem.judge
+    block_of = {node: b for b, members in enumerate(quotient.members) for node in members}
+    saved, seen = np.zeros(len(quotient), dtype=np.int64), {item.storage for item in judge.items if item.weight}
+    for item in judge.items if judge.train else ():
+        if item.savers and item.storage not in seen:
+            seen.add(item.storage)
+            saved[block_of[min(item.savers)]] += min(item.copy, item.bytes)
+    again = quotient.recomputed
+    if again is not None:
+        again = replace(again, stash_bytes=again.stash_bytes + saved)
+    return blocks._replace(quotient=replace(quotient, stash_bytes=quotient.stash_bytes + saved, recomputed=again))
 
 
 def _with_choices(problem: Problem, replicate: Replicate, recompute: bool) -> Blocks:
