@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from autosplit.device import HOST, DescribedLike, cluster_of
 from autosplit.graph import CostGraph
@@ -12,7 +13,7 @@ from autosplit.solvers.candidates import does_not_fit, single_devices, splits, t
 from autosplit.solvers.pipeline import Replicate, pipeline
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
-from autosplit.solvers.throughput import contiguous_stages
+from autosplit.solvers.throughput import any_placement, contiguous_stages
 
 __all__ = ["solve"]
 
@@ -30,6 +31,8 @@ def solve(
     cost_model: CostModel = DIRECT,
     io_device: str = HOST,
     capacities: Mapping[str, int] | None = None,
+    effort: int = 1,
+    time_budget_s: float | None = None,
     replicate: Replicate = "none",
     recompute: bool = False,
 ) -> Placement:
@@ -49,6 +52,9 @@ def solve(
         cost_model: what transfers cost, and micro-batches in flight.
         io_device: where inputs arrive and outputs return: a device, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
+        effort: how much to search where no proof ends it, in units of about a second for a thousand nodes.
+        time_budget_s: seconds after which no further search is begun, and the best so far is the answer. Without it
+            the answer does not depend on the clock.
         replicate: "stages": a stage may run on several devices of one kind, which share its micro-batches; "grid": all
             stages on equally many. Only for contiguous throughput, as ``recompute``.
         recompute: whether nodes that say what they take ``recomputed`` may be, where a stage does not fit else.
@@ -76,11 +82,16 @@ def solve(
     """
     cluster = cluster_of(devices)
     problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
+    ends = None if time_budget_s is None else time.monotonic() + time_budget_s
+
+    def may_go_on() -> bool:
+        return ends is None or time.monotonic() < ends
+
     if replicate != "none" or recompute:
-        return pipeline(problem, replicate, recompute=recompute)
+        return pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
     check_possible(problem)
     pool = Pool(problem)
-    bound = _search(pool, lower_bound(problem))
+    bound = _Search(pool, effort, may_go_on).run(lower_bound(problem))
     best = pool.best
     if best is None or not best.fits:
         raise does_not_fit(pool, proved=bound == NOTHING_FITS)
@@ -89,31 +100,45 @@ def solve(
     return Placement(devices=placed, objective=objective, value=best.score.value, bound=bound, method=best.method)
 
 
-def _search(pool: Pool, bound: int) -> int:
-    """Fill the pool until an answer reaches the bound. Returns the bound, raised by what turned out to be exact."""
-    problem = pool.problem
-    single_devices(pool)
-    if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
-        cut_ns = two_devices(pool)
-        if problem.is_serial:
-            bound = max(bound, cut_ns)
-    if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
-        bound = max(bound, _heuristics(pool, bound))
-        if pool.fits:
-            return bound
-    if not pool.reaches(bound) and exhaust(pool):
-        return pool.best.score.value if pool.best is not None and pool.best.fits else NOTHING_FITS
-    return bound
+class _Search:
+    """The order in which the searches are tried.
 
+    Args:
+        pool: takes their answers.
+        effort: how much to try.
+        may_go_on: whether there is time for more.
+    """
 
-def _heuristics(pool: Pool, bound: int) -> int:
-    """Offer what the searches for large problems find. Returns what they prove: a value that nothing is below."""
-    problem = pool.problem
-    if problem.objective == "throughput":
-        proved = contiguous_stages(pool)
-        bound = max(bound, proved) if problem.contiguous else bound
-    if problem.objective != "throughput" or not pool.fits:
-        splits(pool)
-    if not pool.reaches(bound):
-        improve(pool, min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n))), bound)
-    return bound
+    def __init__(self, pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> None:
+        self.pool, self.problem, self.effort, self.may_go_on = pool, pool.problem, effort, may_go_on
+
+    def run(self, bound: int) -> int:
+        """Fill the pool until an answer reaches the bound. Returns the bound, raised by what turned out to be exact."""
+        pool, problem = self.pool, self.problem
+        single_devices(pool)
+        if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
+            cut_ns = two_devices(pool)
+            if problem.is_serial:
+                bound = max(bound, cut_ns)
+        if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
+            bound = max(bound, self._heuristics(bound))
+            if pool.fits:
+                return bound
+        if not pool.reaches(bound) and exhaust(pool):
+            return pool.best.score.value if pool.best is not None and pool.best.fits else NOTHING_FITS
+        return bound
+
+    def _heuristics(self, bound: int) -> int:
+        """Offer what the searches for large problems find. Returns a value that nothing is below."""
+        pool, problem = self.pool, self.problem
+        if problem.objective == "throughput":
+            proved = contiguous_stages(pool, self.may_go_on)
+            bound = max(bound, proved) if problem.contiguous else bound
+        if problem.objective != "throughput" or not pool.fits:
+            splits(pool)
+        if problem.objective == "throughput" and not problem.contiguous:
+            bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
+        if not pool.reaches(bound) and self.may_go_on():
+            tries = min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
+            improve(pool, tries * self.effort, bound)
+        return bound

@@ -179,12 +179,12 @@ def _unary(problem: Problem, kinds: Sequence[Kind]) -> tuple[list[list[int]], bo
     """By kind and node: its own time, and what it gets from and sends to ``io_device``; whether that is all of it."""
     judge = problem.judge
     unary = [list(judge.node_ns[kind.devices[0]]) for kind in kinds]
-    inside = judge.io < problem.k
+    apart = judge.io < problem.k or judge.model.overlap  # some devices pay nothing, or not in their compute time
     for row, kind in zip(unary, kinds, strict=True):
-        for item in judge.items if kind.pays and not inside else ():
+        for item in judge.items if kind.pays and not apart else ():
             row[item.producer] += _io_ns(problem, item, kind.devices[0])
-    shared = any((item.input or item.output) and (inside or item.readers) for item in judge.items)
-    return unary, not (shared and (inside or judge.model.transfers == "host"))
+    shared = any((item.input or item.output) and (apart or item.readers) for item in judge.items)
+    return unary, not (shared and (apart or judge.model.transfers == "host"))
 
 
 def _io_ns(problem: Problem, item: Item, device: int) -> int:
@@ -211,20 +211,16 @@ def _bytes(problem: Problem, block_of: dict[int, int], count: int) -> tuple[list
 
 def _gradient_ns(problem: Problem, kinds: Sequence[Kind], block_of: dict[int, int], count: int) -> Ints | None:
     """By kind and block: the time to send the gradients of its parameters from one device to another of the kind."""
-    sizes, seen = [0] * count, set()
-    for item in problem.judge.items if problem.judge.train else ():
+    judge, names, link = problem.judge, problem.cluster.names, problem.cluster.link
+    speeds = [
+        link(*(names[d] for d in kind.devices[:2])).bandwidth_bytes_per_s if kind.devices[1:] else 0 for kind in kinds
+    ]
+    gradient_ns, seen = np.zeros((len(kinds), count), dtype=np.int64), set()
+    for item in judge.items if judge.train else ():
         if item.weight and item.grad and item.storage not in seen:
             seen.add(item.storage)
-            sizes[block_of[item.producer]] += item.size
-    if not any(sizes):
-        return None
-    names, link = problem.cluster.names, problem.cluster.link
-    rows = []
-    for kind in kinds:
-        pair = [names[device] for device in kind.devices[:2]]
-        speed = link(*pair).bandwidth_bytes_per_s if len(pair) == 2 else 0
-        rows.append([-(-size * 1_000_000_000 // speed) if speed else 0 for size in sizes])
-    return np.array(rows, dtype=np.int64)
+            gradient_ns[:, block_of[item.producer]] += [speed and item.size * 10**9 // speed for speed in speeds]
+    return gradient_ns if gradient_ns.any() else None
 
 
 def _recomputed(problem: Problem, kinds: Sequence[Kind], quotient: Quotient) -> Recomputed | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
@@ -34,7 +34,9 @@ class _Piece(NamedTuple):
     held: int
 
 
-def pipeline(problem: Problem, replicate: Replicate, *, recompute: bool) -> Placement:
+def pipeline(
+    problem: Problem, replicate: Replicate, *, recompute: bool, may_go_on: Callable[[], bool] = lambda: True
+) -> Placement:
     """The best pipeline that is found for throughput.
 
     Args:
@@ -43,6 +45,7 @@ def pipeline(problem: Problem, replicate: Replicate, *, recompute: bool) -> Plac
             each on equally many. In training a degree divides the micro-batches of a step, and the replicas exchange
             the gradients of their parameters once a step, in a ring.
         recompute: whether nodes that say what they take ``recomputed`` may be.
+        may_go_on: whether there is time to look among neighbours of a line.
 
     Returns:
         The placement with its ``stages``. Its value counts each transfer over the slowest link between two stages.
@@ -66,21 +69,21 @@ def pipeline(problem: Problem, replicate: Replicate, *, recompute: bool) -> Plac
             f"its inputs from the host; leave io_device at {HOST!r}"
         )
     blocks = _with_choices(problem, replicate, recompute)
-    line, proved = _search(blocks)
+    line, proved = _search(blocks, may_go_on)
     if line is None:
         raise _does_not_fit(problem, proved=proved)
     proved_ns = line.value - line.slack if proved else 0
     pieces = _pieces(blocks, line)
     if any(_excess(problem, pieces)):
-        line, pieces = _within_memory(problem, blocks)
+        line, pieces = _within_memory(problem, blocks, may_go_on)
     return _placement(problem, blocks, line, pieces, proved_ns)
 
 
-def _within_memory(problem: Problem, blocks: Blocks) -> tuple[Line, list[_Piece]]:
+def _within_memory(problem: Problem, blocks: Blocks, may_go_on: Callable[[], bool]) -> tuple[Line, list[_Piece]]:
     """A line that fits where bytes do not just add up: with what the backward needs saved, and less capacity."""
     limits = _with_saved(problem, blocks)
     for _ in range(_ROUNDS):
-        line, _proved = _search(limits)
+        line, _proved = _search(limits, may_go_on)
         if line is None:
             break
         pieces = _pieces(blocks, line)
@@ -116,14 +119,14 @@ def _with_choices(problem: Problem, replicate: Replicate, recompute: bool) -> Bl
     return blocks._replace(flight=blocks.flight._replace(replication=replication, recompute=recompute))
 
 
-def _search(blocks: Blocks) -> tuple[Line | None, bool]:
+def _search(blocks: Blocks, may_go_on: Callable[[], bool]) -> tuple[Line | None, bool]:
     """The best line over a few orders, all downsets where they are few, else neighbours; whether it is proved."""
     quotient, fleet, flight = blocks.quotient, blocks.fleet, blocks.flight
     line = by_orders(quotient, fleet, flight)
     better, proved = by_all_downsets(quotient, fleet, flight, NEVER if line is None else line.value - 1)
     line = better or line
     if not proved and line is not None and len(quotient) <= _MOST_NEIGHBOURED:
-        line = by_neighbours(quotient, fleet, flight, line, lambda: True)
+        line = by_neighbours(quotient, fleet, flight, line, may_go_on)
     return line, proved
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from autosplit.solvers.anneal import Budget, anneal
 from autosplit.solvers.blocks import Blocks, blocks_of
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
 from autosplit.solvers.line import NEVER, Line
 from autosplit.solvers.plain import plain_splits
 from autosplit.solvers.problem import Pool
+from autosplit.solvers.shares import share_bound
 
 _MOST_NEIGHBOURED = 2000
+_MOVES = 5_000
 
 
-def contiguous_stages(pool: Pool) -> int:
+def contiguous_stages(pool: Pool, may_go_on: Callable[[], bool]) -> int:
     """Offer the best contiguous stages that are found, and the plain splits.
 
     Returns:
@@ -32,9 +37,30 @@ def contiguous_stages(pool: Pool) -> int:
     if proved:
         return NEVER if line is None else line.value
     if line is not None and len(blocks.quotient) <= _MOST_NEIGHBOURED:
-        line = by_neighbours(blocks.quotient, blocks.fleet, blocks.flight, line, lambda: True)
+        line = by_neighbours(blocks.quotient, blocks.fleet, blocks.flight, line, may_go_on)
         _offer(pool, blocks, line, "stages, neighbours")
     return 0
+
+
+def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
+    """Offer the best placement that is found without a thought to stages, from the best answer on.
+
+    Args:
+        pool: with an answer in it.
+        effort: how much to try; about a second each for a thousand nodes.
+        may_go_on: asked now and then; False ends the search.
+
+    Returns:
+        A value that no placement at all is below.
+    """
+    problem = pool.problem
+    blocks = blocks_of(problem, ordered=False)
+    bound = share_bound(blocks.quotient, blocks.fleet)
+    if pool.best is not None and problem.k > 1 and not pool.reaches(bound):
+        start = [pool.best.labels[members[0]] for members in blocks.quotient.members]
+        budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
+        pool.offer(blocks.labels(anneal(blocks.quotient, blocks.fleet, start, budget)), "annealing")
+    return bound
 
 
 def _offer(pool: Pool, blocks: Blocks, line: Line, method: str) -> None:

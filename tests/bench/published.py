@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import json
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ def evaluator(data: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise SystemExit(f"no evaluator: {data / 'evaluate.py'} cannot be imported; give the folder that has it")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

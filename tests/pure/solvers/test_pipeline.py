@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import combinations, product
 
 import pytest
+from msgspec.structs import replace
 
 from autosplit import solve
+from autosplit.checker import check
 from autosplit.device import Cluster, Device
-from autosplit.errors import CapacityError, DeviceError
+from autosplit.errors import AutosplitError, CapacityError, DeviceError
 from autosplit.graph import CostGraph, Node, Recomputed, Tensor
-from autosplit.placement import CostModel, Placement
+from autosplit.placement import CostModel, Placement, Stage
 
 BANDWIDTH = 10**9
 
@@ -190,6 +193,7 @@ def test_equals_a_search_of_every_pipeline(replicate: str, recompute: bool) -> N
         assert placement.value == best, seed
         assert placement.bound == best
         check_stages(problem, placement)
+        check(graph, placement, cluster, cost_model=model, contiguous=True)
         solved += 1
         replicated += any(len(stage.devices) > 1 for stage in placement.stages)
         recomputed += any(stage.recomputed for stage in placement.stages)
@@ -228,6 +232,7 @@ def test_captured_memory_is_judged(replicate: str) -> None:
     fast = solve(graph, loose, **terms, replicate=replicate)
     assert [len(stage.devices) for stage in fast.stages] == [4]
     placement = solve(graph, tight, **terms, replicate=replicate)
+    check(graph, placement, tight, cost_model=model, contiguous=True)
     assert len(placement.stages) > 1
     assert placement.value > fast.value
     copies = sum(len(stage.devices) for stage in placement.stages)
@@ -236,3 +241,38 @@ def test_captured_memory_is_judged(replicate: str) -> None:
         copies -= len(stage.devices)
         inputs = sum(name != "n0" for name in stage.nodes)
         assert 40 * len(stage.nodes) + held * 100 * inputs <= 700
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"value": p.value + 1}, "throughput: claimed 41, found 40"),
+        (lambda p: {"stages": p.stages[:1]}, "do not hold every node once"),
+        (lambda p: {"stages": p.stages[::-1]}, "tensor 't' goes back from 'a' to 'b'"),
+        (lambda p: {"stages": (replace(p.stages[0], devices=("gpu:1", "gpu:2")), p.stages[1])}, "each device once"),
+        (lambda p: {"stages": (p.stages[0], replace(p.stages[1], devices=("gpu:0",)))}, "each device once"),
+        (lambda p: {"stages": (p.stages[0], replace(p.stages[1], recomputed=("b",)))}, "'b' is recomputed, but"),
+        (lambda p: {"stages": (replace(p.stages[0], recomputed=()), p.stages[1])}, "claimed to fit, found 110 B"),
+        (lambda p: {"devices": {"a": "gpu:1", "b": "gpu:2"}}, "node 'a' is on gpu:1, its stage on gpu:0, gpu:1"),
+    ],
+)
+def test_the_checker_finds_what_is_wrong_with_stages(change: Callable[[Placement], dict], message: str) -> None:
+    """Two micro-batches: a on two devices, each of which gets one, then b, which takes both."""
+    again = Recomputed(forward_ns={"*": 70}, inflight_bytes=40)
+    nodes = [
+        Node(name="a", forward_ns={"*": 60}, inflight_bytes=110, recomputed=again),
+        Node(name="b", forward_ns={"*": 30}, fixed_bytes=60),
+    ]
+    graph = CostGraph(nodes, [Tensor(name="t", producer="a", readers=("b",), size_bytes=10, is_held=False)], "train")
+    devices = tuple(Device(name=f"gpu:{d}", kind="g", memory_bytes=90) for d in range(3))
+    cluster = Cluster(devices=devices, default_bandwidth_bytes_per_s=BANDWIDTH, default_latency_ns=0)
+    model = CostModel(microbatches=2)
+    terms = {"objective": "throughput", "contiguous": True, "cost_model": model}
+    placement = solve(graph, cluster, **terms, replicate="stages", recompute=True)
+    assert placement.stages == (
+        Stage(devices=("gpu:0", "gpu:1"), nodes=("a",), recomputed=("a",)),
+        Stage(devices=("gpu:2",), nodes=("b",)),
+    )
+    check(graph, placement, cluster, cost_model=model, contiguous=True)
+    with pytest.raises(AutosplitError, match=message):
+        check(graph, replace(placement, **change(placement)), cluster, cost_model=model, contiguous=True)
