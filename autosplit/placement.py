@@ -54,9 +54,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A stage of a pipeline whose micro-batches its r devices share.
 
     It takes (compute + transfers) / r for each micro-batch of the pipeline; a transfer goes over the slowest link
-    between its two stages. In training its devices exchange the gradients of their parameters once a step, in a ring: that is
-    4 (r - 1) / r of the time of sending them once, shared by the micro-batches of the step. With transfers that overlap
-    it takes the longer of compute / r + exchange, and transfers / r. Each share is rounded up.
+    between its two stages. In training its devices exchange the gradients of their parameters once a step, in a ring:
+    that is 4 (r - 1) / r of the time of sending them once, shared by the micro-batches of the step. With transfers that
+    overlap it takes the longer of compute / r + exchange, and transfers / r. Each share is rounded up.
 
     Each device holds what is saved of as many micro-batches as come to it: of n in a step n / r, and with "1f1b" no
     more than (devices of this and of all later stages) / r; both rounded up.

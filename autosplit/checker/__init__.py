@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from autosplit.checker import memory, stages, traffic
+from autosplit.checker import clock, memory, stages, traffic
 from autosplit.device import HOST, Cluster
 from autosplit.errors import AutosplitError, PlanError
 from autosplit.graph import CostGraph
@@ -80,22 +80,17 @@ def replay(
     found = list(traffic.routes(graph, placed, io_device))
     busy = traffic.busy_ns(graph, placed, cluster)
     load = traffic.load_ns(busy, found, cluster, cost_model)
-    transfers = traffic.in_program_order(graph, found)
+    sendings = traffic.in_program_order(graph, found)
     peak = memory.peak_bytes(graph, placed, cluster.names, io_device, cost_model)
     has = {device.name: device.memory_bytes for device in cluster.devices} | dict(capacities or {})
     values = {"throughput": max(load.values()), "memory": max(peak.values())}
     return Replay(
-        value=values[objective] if objective != "latency" else _latency_ns(busy, transfers, cluster),
+        value=clock.latency_ns(graph, placed, cluster, sendings) if objective == "latency" else values[objective],
         load_ns=load,
         peak_bytes=peak,
         over_bytes={name: size - has[name] for name, size in peak.items() if size > has[name]},
-        transfers=transfers,
+        transfers=tuple(sending.hop for sending in sendings),
     )
-
-
-def _latency_ns(busy: Mapping[str, int], transfers: tuple[Transfer, ...], cluster: Cluster) -> int:
-    """One step, everything one after the other."""
-    return sum(busy.values()) + sum(traffic.transfer_ns(cluster, hop.src, hop.dst, hop) for hop in transfers)
 
 
 def check(

@@ -108,10 +108,11 @@ class _Ledger:
         self._seen_by: dict[str, dict[str, dict[str, _Block]]] = {
             storage: {} for storage, count in sharers.items() if count > 1
         }
-        self._size: dict[str, int] = defaultdict(int)
+        self._shared_bytes = dict.fromkeys(self._seen_by, 0)
         for tensor in tensors:
-            if tensor.is_held:
-                self._size[tensor.allocation] = max(self._size[tensor.allocation], tensor.allocation_bytes)
+            if tensor.is_held and tensor.allocation in self._seen_by:
+                known = self._shared_bytes[tensor.allocation]
+                self._shared_bytes[tensor.allocation] = max(known, tensor.allocation_bytes)
         for tensor in tensors:
             self._enter(tensor)
 
@@ -121,7 +122,8 @@ class _Ledger:
         for reader in tensor.readers:
             readers.setdefault(self.devices[reader], []).append(reader)
         blocks = {home: self._at_home(tensor, home)}
-        self._see(tensor, blocks)
+        if tensor.allocation in self._seen_by:
+            self._see(tensor, blocks)
         self._copies(tensor, home, blocks, readers)
         if tensor.is_output:
             self._output(tensor, blocks, blocks[home])
@@ -136,12 +138,13 @@ class _Ledger:
 
     def _at_home(self, tensor: Tensor, home: str) -> _Block:
         """A view is in the block where its maker found the tensor that it is of; else there is one for each storage."""
-        base = self._seen_by.get(tensor.allocation, {}).get(tensor.producer)
-        if base is not None and tensor.kind == "activation":
-            return base[home]
-        block = self._whole.get((tensor.allocation, home))
-        if block is None:
-            block = self._whole[tensor.allocation, home] = _Block(home, self._size[tensor.allocation])
+        seen = self._seen_by.get(tensor.allocation)
+        if seen is None:
+            block = _Block(home, self._whole_bytes(tensor))
+        elif tensor.kind == "activation" and tensor.producer in seen:
+            return seen[tensor.producer][home]
+        else:
+            block = self._whole.setdefault((tensor.allocation, home), _Block(home, self._whole_bytes(tensor)))
         if tensor.is_weight or (tensor.kind == "input" and home == self.io):
             block.stays = True
             self.at_start.append(block)
@@ -150,17 +153,19 @@ class _Ledger:
             self._add(self.uses, tensor.producer, block)
         return block
 
+    def _whole_bytes(self, tensor: Tensor) -> int:
+        own = tensor.allocation_bytes if tensor.is_held else 0
+        return self._shared_bytes.get(tensor.allocation, own)
+
     def _see(self, tensor: Tensor, blocks: dict[str, _Block]) -> None:
         """Note for whoever may make a view of the tensor where it will find it; the first of several counts."""
-        seen = self._seen_by.get(tensor.allocation)
-        if seen is None:
-            return
+        seen = self._seen_by[tensor.allocation]
         for reader in tensor.readers if tensor.kind == "activation" else (tensor.producer, *tensor.readers):
             seen.setdefault(reader, blocks)
 
     def _copies(self, tensor: Tensor, home: str, blocks: dict[str, _Block], readers: dict[str, list[str]]) -> None:
         if tensor.kind == "input" and self.io not in (home, HOST):
-            blocks[self.io] = _Block(self.io, self._size[tensor.allocation], stays=True)
+            blocks[self.io] = _Block(self.io, self._whole_bytes(tensor), stays=True)
             self.at_start.append(blocks[self.io])
         for device, nodes in readers.items():
             if device not in blocks:

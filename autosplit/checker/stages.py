@@ -49,6 +49,10 @@ def _of_stage(graph: CostGraph, placement: Placement, kinds: Mapping[str, str], 
     for name in stage.nodes:
         if stage.devices[:1] != (placement.devices[name],):
             yield f"node {name!r} is on {placement.devices[name]}, its stage on {', '.join(stage.devices)}"
+    for name, device in ((name, device) for name in stage.nodes for device in stage.devices):
+        may = graph.nodes[name].devices
+        if may and not {device, kinds[device]} & set(may):
+            yield f"node {name!r} is on {device}, but may run only on {', '.join(may)}"
     for name in stage.recomputed:
         if name not in stage.nodes or graph.nodes[name].recomputed is None:
             yield f"node {name!r} is recomputed, but not of the stage, or it cannot be"

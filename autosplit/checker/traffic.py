@@ -14,6 +14,13 @@ from autosplit.graph import CostGraph, Tensor
 from autosplit.placement import CostModel, Transfer
 
 
+class Sending(NamedTuple):
+    """A hop and the node right before which it is sent; None: after the last node."""
+
+    hop: Transfer
+    before: str | None
+
+
 class Route(NamedTuple):
     """One tensor's way: from where it is first to each device that it is sent to, in the order of sending.
 
@@ -59,15 +66,11 @@ def _stops(tensor: Tensor, devices: Mapping[str, str], io_device: str) -> Iterat
         yield home, io_device, None
 
 
-def in_program_order(graph: CostGraph, found: Iterable[Route]) -> tuple[Transfer, ...]:
+def in_program_order(graph: CostGraph, found: Iterable[Route]) -> list[Sending]:
     """All hops, in the order in which they are sent."""
+    sendings = [Sending(hop, node) for route in found for hop, node in zip(route.hops, route.before, strict=True)]
     last = len(graph)
-    dated = [
-        (last if node is None else graph.order[node], hop)
-        for route in found
-        for hop, node in zip(route.hops, route.before, strict=True)
-    ]
-    return tuple(hop for _, hop in sorted(dated, key=lambda pair: pair[0]))
+    return sorted(sendings, key=lambda sending: last if sending.before is None else graph.order[sending.before])
 
 
 def busy_ns(graph: CostGraph, devices: Mapping[str, str], cluster: Cluster) -> dict[str, int]:

@@ -90,7 +90,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         is_output: the caller receives it.
         state_bytes: optimizer state of a parameter that lives from step to step.
         step_bytes: transient bytes that the optimizer's update of this parameter takes.
-        is_held: False: its memory is counted in its nodes' fixed_bytes and inflight_bytes, here only its transfers.
+        is_held: False: its memory, and its copies' and gradient's, is counted in its nodes' fixed_bytes and
+            inflight_bytes; here only its transfers, state_bytes and step_bytes.
     """
 
     name: str
@@ -218,7 +219,7 @@ class CostGraph:
             digraph: the key of a node is its name (any but a string is taken as ``str`` of it), its attributes are
                 fields of Node. An edge has ``size_bytes`` and may have ``tensor``, a name: all edges from one node
                 with the same, or all without one, are one tensor, that is sent once to each device. A tensor without
-                a name has that of its producer.
+                a name has that of its producer. Edges may also have ``requires_grad`` and ``is_held``, as in Tensor.
             mode: as in CostGraph.
 
         Returns:
@@ -227,7 +228,7 @@ class CostGraph:
 
         Raises:
             GraphError: a cycle, whose nodes it names; an attribute that is unknown or of another type; edges that
-                disagree on the size of their tensor; or see check_graph.
+                disagree on their tensor; or see check_graph.
 
         >>> digraph = nx.DiGraph()
         >>> digraph.add_node("b", forward_ns={"*": 7})

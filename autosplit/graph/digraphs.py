@@ -18,6 +18,13 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 class _Edge(msgspec.Struct, forbid_unknown_fields=True):
     size_bytes: int
     tensor: str | None = None
+    requires_grad: bool = False
+    is_held: bool = True
+
+    @property
+    def of_tensor(self) -> Fields:
+        """The fields that all edges of a tensor must agree on."""
+        return {name: getattr(self, name) for name in ("size_bytes", "requires_grad", "is_held")}
 
 
 def read(digraph: nx.DiGraph[Any]) -> tuple[dict[str, Fields], dict[str, Fields]]:
@@ -67,20 +74,20 @@ def _program_order(digraph: nx.DiGraph[Any]) -> list[Any]:
 
 def _outputs(producer: str, ends: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Fields]:
     """The tensors that a node makes, by name, from its edges in the order of their readers."""
-    found: dict[str, tuple[int, list[str]]] = {}
+    found: dict[str, tuple[Fields, list[str]]] = {}
     for reader, edge in _edges(producer, ends):
         name = producer if edge.tensor is None else edge.tensor
-        size_bytes, readers = found.setdefault(name, (edge.size_bytes, []))
-        if size_bytes != edge.size_bytes:
-            raise GraphError(
-                f"edge {producer!r} -> {reader!r}: tensor {name!r} has {edge.size_bytes} bytes here and {size_bytes} "
-                f"on the edge to {readers[0]!r}: give both the same size, or tensors of their own"
-            )
+        fields, readers = found.setdefault(name, (edge.of_tensor, []))
+        for field, value in edge.of_tensor.items():
+            if fields[field] != value:
+                raise GraphError(
+                    f"edge {producer!r} -> {reader!r}: tensor {name!r} has {field} {value} here and {fields[field]} on "
+                    f"the edge to {readers[0]!r}: let them agree, or give the edges tensors of their own"
+                )
         if reader not in readers[-1:]:
             readers.append(reader)
     return {
-        name: {"producer": producer, "readers": tuple(readers), "size_bytes": size_bytes}
-        for name, (size_bytes, readers) in found.items()
+        name: {"producer": producer, "readers": tuple(readers), **fields} for name, (fields, readers) in found.items()
     }
 
 

@@ -13,7 +13,6 @@ from autosplit.device import HOST
 from autosplit.estimate.judge import Item
 from autosplit.solvers.bounds import bundle_needs
 from autosplit.solvers.fleet import Fleet, Kind
-from autosplit.solvers.layout import loose_groups
 from autosplit.solvers.line import Flight
 from autosplit.solvers.problem import Problem
 from autosplit.solvers.quotient import Ints, Quotient, Recomputed, Wire
@@ -45,14 +44,14 @@ class Blocks(NamedTuple):
         return labels
 
 
-def blocks_of(problem: Problem, *, ordered: bool) -> Blocks:
+def blocks_of(problem: Problem, *, ordered: bool, loose: Iterable[tuple[int, ...]] = ()) -> Blocks:
     """The problem in blocks.
 
     Args:
         problem: what to solve.
         ordered: for contiguous stages: blocks that are on a cycle through groups become one, and numbers are in a
-            topological order. A group that would swallow much of the program so, and need not be contiguous, is
-            instead taken to be in the first stage.
+            topological order.
+        loose: groups that need not be contiguous: they are taken to be in the first stage, whatever they read.
 
     Returns:
         O(nodes + reads), with a search for cycles when there are groups.
@@ -60,7 +59,6 @@ def blocks_of(problem: Problem, *, ordered: bool) -> Blocks:
     bundles = [tuple(bundle) for bundle in problem.bundles]
     before: list[set[int]] = [set() for _ in bundles]
     if ordered:
-        loose = () if problem.contiguous else loose_groups(problem)
         bundles, before = _acyclic(problem, bundles, frozenset(loose))
     block_of = {node: b for b, bundle in enumerate(bundles) for node in bundle}
     kinds = _kinds(problem)

@@ -179,7 +179,7 @@ def _near(quotient: Quotient, line: Line, width: float) -> Bools:
         inside[list(stage.blocks)] = True
         found += [inside, *_cuts_around(quotient, inside, width)]
         found += _moves_around(quotient, inside, most)
-    return np.array(found).reshape(-1, count)
+    return np.array(found, dtype=np.bool_).reshape(-1, count)
 
 
 def _moves_around(quotient: Quotient, inside: Bools, most: int) -> list[Bools]:

@@ -88,13 +88,8 @@ def best_line(
     >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),)), Flight(replication=Replication.up_to(2))).value
     8
     """
-    replication, best = flight.replication, None
-    if replication.uniform and len(replication.degrees) > 1:
-        for degree in replication.degrees:
-            only = flight._replace(replication=replication._replace(degrees=(degree,)))
-            limit = upper_ns if best is None else best.value - 1
-            best = best_line(family, fleet, only, limit, sharded=sharded) or best
-        return best
+    if flight.replication.uniform and len(flight.replication.degrees) > 1:
+        return _best_grid(family, fleet, flight, upper_ns, sharded)
     families = {1: family, **(sharded or {})}
     fitting = {shards: Fitting(family, fleet, recompute=flight.recompute) for shards, family in families.items()}
     terms = _Terms(families, fleet, flight, fitting)
@@ -108,6 +103,17 @@ def best_line(
     path = tidy.path()
     value = max(tidy.settled_ns(place) for place in path)
     return Line(value, tuple(tidy.stage(place) for place in path), value - bound)
+
+
+def _best_grid(
+    family: Family, fleet: Fleet, flight: Flight, upper_ns: int, sharded: Mapping[int, Family] | None
+) -> Line | None:
+    """The best line of those with one degree for all stages."""
+    best: Line | None = None
+    for degree in flight.replication.degrees:
+        only = flight._replace(replication=flight.replication._replace(degrees=(degree,)))
+        best = best_line(family, fleet, only, upper_ns if best is None else best.value - 1, sharded=sharded) or best
+    return best
 
 
 def _first(terms: _Terms, upper_ns: int) -> int:

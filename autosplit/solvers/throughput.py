@@ -8,12 +8,13 @@ from autosplit.solvers.anneal import Budget, anneal
 from autosplit.solvers.blocks import Blocks, blocks_of
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
 from autosplit.solvers.line import NEVER, Line
+from autosplit.solvers.layout import loose_groups
 from autosplit.solvers.plain import plain_splits
 from autosplit.solvers.problem import Pool
 from autosplit.solvers.shares import share_bound
 
 _MOST_NEIGHBOURED = 2000
-_MOVES = 5_000
+_MOVES, _MOVES_PER_BLOCK = 1_000, 2
 
 
 def contiguous_stages(pool: Pool, may_go_on: Callable[[], bool]) -> int:
@@ -22,7 +23,16 @@ def contiguous_stages(pool: Pool, may_go_on: Callable[[], bool]) -> int:
     Returns:
         A value that no contiguous placement is below (0: none is known).
     """
-    blocks = blocks_of(pool.problem, ordered=True)
+    problem = pool.problem
+    bound = _stages(pool, blocks_of(problem, ordered=True), may_go_on)
+    loose = loose_groups(problem)
+    if loose and not problem.contiguous:
+        _stages(pool, blocks_of(problem, ordered=True, loose=loose), may_go_on)
+    return bound
+
+
+def _stages(pool: Pool, blocks: Blocks, may_go_on: Callable[[], bool]) -> int:
+    """The same for one way to order the blocks."""
     for name, labels in plain_splits(blocks):
         pool.offer(blocks.labels(labels), name)
     line = by_orders(blocks.quotient, blocks.fleet, blocks.flight)
@@ -56,7 +66,8 @@ def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int
     problem = pool.problem
     blocks = blocks_of(problem, ordered=False)
     bound = share_bound(blocks.quotient, blocks.fleet)
-    if pool.best is not None and problem.k > 1 and not pool.reaches(bound):
+    affordable = _MOVES * effort > len(blocks.quotient) * _MOVES_PER_BLOCK
+    if pool.best is not None and problem.k > 1 and affordable and not pool.reaches(bound):
         start = [pool.best.labels[members[0]] for members in blocks.quotient.members]
         budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
         pool.offer(blocks.labels(anneal(blocks.quotient, blocks.fleet, start, budget)), "annealing")

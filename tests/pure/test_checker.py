@@ -115,13 +115,14 @@ def test_the_simulator_finds_the_same_peaks():
         assert found.peak_bytes == expected
 
 
-@given(cases(most_nodes=7), st.sampled_from(OBJECTIVES))
-def test_what_is_solved_passes(case, objective):
+@given(cases(most_nodes=7), st.sampled_from(OBJECTIVES), MODELS, st.booleans())
+def test_what_is_solved_passes(case, objective, model, contiguous):
+    options = {"cost_model": model, "io_device": case.io_device, "contiguous": contiguous}
     try:
-        found = solve(case.graph, case.cluster, objective=objective, io_device=case.io_device)
+        found = solve(case.graph, case.cluster, objective=objective, **options)
     except CapacityError:
         return
-    result = check(case.graph, found, case.cluster, io_device=case.io_device)
+    result = check(case.graph, found, case.cluster, **options)
     assert (result.value, result.over_bytes) == (found.value, {})
 
 
@@ -174,6 +175,38 @@ def test_an_input_in_the_host_is_not_sent_there_again():
     assert found.load_ns == {"A": 110, "B": 110 + 120}  # A gets x, B gets x from the host and returns y
     from_a = replay(graph, {"a": "B", "b": "B"}, pair(*"kk"), objective="throughput", cost_model=model, io_device="A")
     assert from_a.load_ns == {"A": 110 + 120, "B": 110 + 120}
+
+
+def latency_ns(names: tuple[str, str], launch_ns: int, mode: str = "infer") -> int:
+    """a (50 ns) on the first device sends x to c (70 ns) on the second, which runs b (60 ns) before."""
+    devices = tuple(Device(name=name, kind="k", memory_bytes=1000, launch_ns=launch_ns) for name in names)
+    cluster = Cluster(devices=devices, default_bandwidth_bytes_per_s=10**9, default_latency_ns=20)
+    x = Tensor(name="x", producer="a", readers=("c",), size_bytes=10, requires_grad=True)
+    times = {"a": 50, "b": 60, "c": 70}
+    nodes = [Node(name=name, forward_ns={"*": ns}, backward_ns={"*": 2 * ns}) for name, ns in times.items()]
+    places = dict(zip("abc", (names[0], names[1], names[1]), strict=True))
+    return replay(CostGraph(nodes, [x], mode), places, cluster, objective="latency").value
+
+
+@pytest.mark.parametrize(
+    ("names", "launch_ns", "expected"),
+    [
+        (("A", "B"), 0, 60 + 30 + 70),  # a beside b; the copy waits for both
+        (("A", "B"), 10, 10 + 60 + 30 + 70),  # b is issued 10 later
+        (("A", "B"), 1000, 50 + 60 + 30 + 70),  # issuing takes as long as running
+        (("sim:0", "sim:1"), 0, 50 + 60 + 30 + 70),
+        (("sim:0", "B"), 0, 50 + 60 + 30 + 70),  # the host runs a before it issues b
+        (("A", "cpu"), 0, 60 + 30 + 70),  # the host runs b while A runs a, and waits for the copy
+    ],
+)
+def test_accelerators_run_side_by_side(names, launch_ns, expected):
+    assert latency_ns(names, launch_ns) == expected
+
+
+def test_the_backward_is_the_mirror_of_the_forward():
+    # c until 140 beyond the forward, its gradient until 170, then a (100) beside b (120)
+    assert latency_ns(("A", "B"), 0, "train") == 60 + 30 + 70 + 140 + 30 + 120
+    assert latency_ns(("sim:0", "sim:1"), 0, "train") == 3 * 180 + 60
 
 
 def pipeline(mode: str) -> CostGraph:

@@ -251,6 +251,12 @@ def test_two_tensors_of_one_node():
     assert [t.readers for t in CostGraph.from_networkx(both).tensors.values()] == [("b",), ("b",)]
 
 
+def test_an_edge_may_say_more_of_its_tensor():
+    digraph = nx.DiGraph([("a", "b", {"size_bytes": 4, "requires_grad": True, "is_held": False})])
+    found = CostGraph.from_networkx(digraph, "train").tensors["a"]
+    assert (found.requires_grad, found.is_held) == (True, False)
+
+
 def test_keys_that_are_no_strings():
     graph = CostGraph.from_networkx(drawn((0, (1, 2), 4)))
     assert list(graph.nodes) == ["0", "(1, 2)"]
@@ -263,7 +269,10 @@ def test_keys_that_are_no_strings():
     [
         (drawn(("a", "b", 1), ("b", "a", 1)), "nodes 'a' -> 'b' -> 'a' are a cycle"),
         (drawn(("a", "a", 1)), "nodes 'a' -> 'a' are a cycle"),
-        (drawn(("a", "b", 4), ("a", "c", 5)), "edge 'a' -> 'c': tensor 'a' has 5 bytes here and 4 on the edge to 'b'"),
+        (
+            drawn(("a", "b", 4), ("a", "c", 5)),
+            "edge 'a' -> 'c': tensor 'a' has size_bytes 5 here and 4 on the edge to 'b'",
+        ),
         (drawn(("a", "b", 4, "x"), ("b", "c", 4, "x")), "nodes 'a' and 'b' both make tensor 'x'"),
         (drawn(("a", "b", -4)), "tensor 'a': cost -4 must be a non-negative integer"),
         (drawn(("a", "b", 4.0)), r"edge 'a' -> 'b': Expected `int`, got `float` - at `\$.size_bytes`"),
@@ -272,6 +281,10 @@ def test_keys_that_are_no_strings():
         (drawn(("a", "b", 4, 7)), "edge 'a' -> 'b': Expected `str | null`, got `int`"),
         (nx.DiGraph([("a", "b")]), "edge 'a' -> 'b': Object missing required field `size_bytes`"),
         (nx.DiGraph([("a", "b", {"size_bytes": 1, "weight": 2})]), "edge 'a' -> 'b': .*unknown field `weight`"),
+        (
+            nx.DiGraph([("a", "b", {"size_bytes": 1}), ("a", "c", {"size_bytes": 1, "is_held": False})]),
+            "edge 'a' -> 'c': tensor 'a' has is_held False here and True on the edge to 'b'",
+        ),
         (nx.Graph([("a", "b")]), "expected a networkx.DiGraph or MultiDiGraph, got Graph"),
         ({"a": ["b"]}, "expected a networkx.DiGraph or MultiDiGraph, got dict"),
     ],
