@@ -156,12 +156,13 @@ def _replay_stages(
     """As replay, for a pipeline whose stages have several devices, its inputs and outputs on the host."""
     load, peak = stages.load_ns(graph, placement, cluster, model), stages.peak_bytes(graph, placement, model)
     has = {device.name: device.memory_bytes for device in cluster.devices} | dict(capacities)
+    sendings = traffic.in_program_order(graph, traffic.routes(graph, placement.devices, HOST))
     return Replay(
         value=max(load.values()),
         load_ns=load,
         peak_bytes=peak,
         over_bytes={name: size - has[name] for name, size in peak.items() if size > has[name]},
-        transfers=traffic.in_program_order(graph, traffic.routes(graph, placement.devices, HOST)),
+        transfers=tuple(sending.hop for sending in sendings),
     )
 
 
