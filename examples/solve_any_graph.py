@@ -1,4 +1,4 @@
-"""The engine alone: a networkx graph with costs, three devices, and a placement with a proved bound. No model, no torch.
+"""The engine alone: a networkx graph with costs, three devices, and placements with proved bounds. No model, no torch.
 
 python examples/solve_any_graph.py
 """

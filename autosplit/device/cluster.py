@@ -72,7 +72,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def is_synchronous(self) -> bool:
-        """Whether the host does the work itself and waits for each operator: the CPU, and virtual devices, told by name.
+        """Whether the host does the work itself and waits for each operator: "cpu" and "sim:0" do, told by the name.
 
         All others are accelerators: the host starts an operator, which takes it ``launch_ns``, and goes on.
 

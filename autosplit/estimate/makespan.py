@@ -4,16 +4,16 @@ One thread issues the program in order. A device is one of two kinds:
 
 - *synchronous* (``Device.is_synchronous``: the CPU and the virtual devices, which compute there): the host itself does
   the work, and goes on when it is done;
-- *asynchronous* (an accelerator): the host pays ``Device.launch_ns`` for an operator (never more than the operator takes:
-  its time holds the launch, and a view has none) and goes on; the device runs its queue in order. An operator starts when
-  the host comes to it and the device is done with what was issued before.
+- *asynchronous* (an accelerator): the host pays ``Device.launch_ns`` for an operator (never more than the operator
+  takes: its time holds the launch, and a view has none) and goes on; the device runs its queue in order. An operator
+  starts when the host comes to it and the device is done with what was issued before.
 
 So there are as many clocks as asynchronous devices, and the host's. Rules for a transfer:
 
 - It is issued right before the first reader on its destination, that of an output after the last node.
-- It starts when the queues of both ends have come to it, and occupies both until it is done: torch copies on the current
-  streams of both devices. One from or to the host, or a synchronous device, occupies the host as well, as ``.to()``
-  waits there unless the memory is pinned.
+- It starts when the queues of both ends have come to it, and occupies both until it is done: torch copies on the
+  current streams of both devices. One from or to the host, or a synchronous device, occupies the host as well, as
+  ``.to()`` waits there unless the memory is pinned.
 - No other wait is needed: a reader is behind the copy in its queue, and the copy behind the producer in the other.
 
 In training the backward is the mirror image: nodes in reverse order, and each transfer's gradient the other way, right

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from autosplit.checker import check
 from autosplit.device import HOST, DescribedLike, cluster_of
 from autosplit.graph import CostGraph
-from autosplit.placement import DIRECT, CostModel, Objective, Placement, check_placement
+from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
+from autosplit.solvers.latency import anneal as anneal_makespan
+from autosplit.solvers.latency import schedules
 from autosplit.solvers.pipeline import Replicate, pipeline
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
@@ -68,6 +71,7 @@ def solve(
         Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000.
 
     Raises:
+        AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
         CapacityError: nothing fits (``proved``), or nothing was found that does.
         ValueError: replicas or recomputation for anything but contiguous throughput.
         DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
@@ -88,16 +92,33 @@ def solve(
         return ends is None or time.monotonic() < ends
 
     if replicate != "none" or recompute:
-        return pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
+        placement = pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
+    else:
+        placement = _searched(problem, effort, may_go_on)
+    check(
+        graph,
+        placement,
+        cluster,
+        cost_model=cost_model,
+        io_device=io_device,
+        capacities=capacities,
+        contiguous=contiguous,
+    )
+    return placement
+
+
+def _searched(problem: Problem, effort: int, may_go_on: Callable[[], bool]) -> Placement:
+    """The best placement of all searches, every node on one device."""
     check_possible(problem)
     pool = Pool(problem)
     bound = _Search(pool, effort, may_go_on).run(lower_bound(problem))
     best = pool.best
     if best is None or not best.fits:
         raise does_not_fit(pool, proved=bound == NOTHING_FITS)
-    placed = dict(zip(graph.nodes, (cluster.names[label] for label in best.labels), strict=True))
-    check_placement(graph, placed, cluster)
-    return Placement(devices=placed, objective=objective, value=best.score.value, bound=bound, method=best.method)
+    names, graph = problem.cluster.names, problem.graph
+    placed = dict(zip(graph.nodes, (names[label] for label in best.labels), strict=True))
+    value, method = best.score.value, best.method
+    return Placement(devices=placed, objective=problem.objective, value=value, bound=bound, method=method)
 
 
 class _Search:
@@ -136,6 +157,9 @@ class _Search:
             bound = max(bound, proved) if problem.contiguous else bound
         if problem.objective != "throughput" or not pool.fits:
             splits(pool)
+        if problem.objective == "latency" and not problem.is_serial:
+            schedules(pool)
+            anneal_makespan(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
         if not pool.reaches(bound) and self.may_go_on():

@@ -16,9 +16,10 @@ _SPEED = 10**18
 def lower_bound(problem: Problem) -> int:
     """A value that no placement that fits is below.
 
-    latency: what the host and the queues must do between them, and the longest path. throughput: that work spread evenly, or
-    the largest bundle. memory: the weights (in training their gradients and optimizer state too) spread as evenly as
-    the capacities allow, or the most that one bundle needs at once. O(devices * nodes + reads).
+    latency: what the host and the queues must do between them, and the longest path. throughput: every bundle on its
+    best device, spread evenly, or the largest bundle. memory: the weights (in training their gradients and optimizer
+    state too) spread as evenly as the capacities allow, or the most that one bundle needs at once.
+    O(devices * nodes + reads).
     """
     if problem.objective == "memory":
         needs = bundle_needs(problem)
@@ -38,18 +39,18 @@ def lower_bound(problem: Problem) -> int:
 def shared_work(problem: Problem) -> int:
     """The latency that no sharing of the work between the host and the queues is below. O(devices * nodes).
 
-    A bundle on device d takes its time of d's queue and some time of the host, which does a synchronous device's work and
-    starts an accelerator's. For weights w of the clocks, whose sum is 1, no makespan is below the sum over bundles of the
-    least, over devices, of the weighted times: weak duality of the linear program of unrelated machines (Lenstra, Shmoys,
-    Tardos 1990). Tried are all weight on the host (which is exact work when all devices are synchronous), equal weights
-    of the queues, and weights as the speeds.
+    A bundle on device d takes its time of d's queue and some time of the host, which does a synchronous device's work
+    and starts an accelerator's. For weights w of the clocks, whose sum is 1, no makespan is below the sum over bundles
+    of the least, over devices, of the weighted times: weak duality of the linear program of unrelated machines
+    (Lenstra, Shmoys, Tardos 1990). Tried are all weight on the host (all there is when every device is synchronous),
+    equal weights of the queues, and weights as the speeds.
     """
     judge = problem.judge
     clock = queues(judge)
     queued, hosted = _work(problem)
     speeds = [0] * (judge.k + 1)
-    for device, row in enumerate(queued):
-        total = sum(row)
+    for device, times in enumerate(queued):
+        total = sum(times)
         speeds[clock[device]] = max(speeds[clock[device]], _SPEED // total if total else 0)
     plain = [0] * (judge.k + 1)
     for used in set(clock[: judge.k]):
@@ -58,10 +59,11 @@ def shared_work(problem: Problem) -> int:
     for weight in ([0] * judge.k + [1], plain, speeds):
         total = sum(weight)
         if total:
-            rows = [
-                [weight[clock[d]] * own + (weight[judge.k] * host if clock[d] != judge.k else 0) for own, host in row]
-                for d, row in enumerate(map(zip, queued, hosted))
-            ]
+            rows = []
+            for d in range(judge.k):
+                on_host = weight[judge.k] if clock[d] != judge.k else 0
+                pairs = zip(queued[d], hosted[d], strict=True)
+                rows.append([weight[clock[d]] * own + on_host * host for own, host in pairs])
             best = max(best, -(-sum(map(min, zip(*rows, strict=True))) // total))
     return best
 
@@ -74,8 +76,8 @@ def _work(problem: Problem) -> tuple[list[list[int]], list[list[int]]]:
     hosted = [[0] * judge.n for _ in range(judge.k)]
     for d in range(judge.k):
         launch = judge.launch_ns[d]
-        for i, (forward, both) in enumerate(zip(judge.forward_ns[d], judge.node_ns[d], strict=True)):
-            hosted[d][i] += min(launch, forward) + min(launch, both - forward)
+        for i, (forward, total) in enumerate(zip(judge.forward_ns[d], judge.node_ns[d], strict=True)):
+            hosted[d][i] += min(launch, forward) + min(launch, total - forward)
     if clock[judge.io] == judge.k:  # the host takes part in its own transfers
         for d, (own, both) in enumerate(zip(judge.node_ns, problem.unary_ns, strict=True)):
             for i in range(judge.n):

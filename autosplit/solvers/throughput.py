@@ -7,8 +7,8 @@ from collections.abc import Callable
 from autosplit.solvers.anneal import Budget, anneal
 from autosplit.solvers.blocks import Blocks, blocks_of
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
-from autosplit.solvers.line import NEVER, Line
 from autosplit.solvers.layout import loose_groups
+from autosplit.solvers.line import NEVER, Line
 from autosplit.solvers.plain import plain_splits
 from autosplit.solvers.problem import Pool
 from autosplit.solvers.shares import share_bound

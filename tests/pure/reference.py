@@ -1,8 +1,8 @@
 """Slow, separate simulators of a placement's memory and time.
 
 They share no code with autosplit.estimate. For memory that one computes first and last slots; this one runs every step,
-and asks of every allocation whether the future still needs it. For time that one turns clocks; this one writes down every
-task with the tasks that it waits for, and takes the longest path.
+and asks of every allocation whether the future still needs it. For time that one turns clocks; this one writes down
+every task, and takes for its start the latest end of all that it waits for.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class TaskList:
         )
 
     def place_of(self, device: str) -> str:
-        return HOST if device == HOST or device.split(":")[0] in ("cpu", "sim") else device
+        return HOST if device == HOST or device.split(":", maxsplit=1)[0] in ("cpu", "sim") else device
 
     def add(self, ns: int, *devices: str) -> None:
         launch = 0 if devices[0] == HOST else self.cluster.device(devices[0]).launch_ns
