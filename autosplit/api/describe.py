@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autosplit import estimate
 from autosplit.api.problem import Candidate, Problem
+from autosplit.api.search import fitting_alone
 from autosplit.api.timing import Timed
 from autosplit.capture import Captured
 from autosplit.device import Cluster
@@ -42,7 +43,9 @@ def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
     used = sorted(set(candidate.placement.devices.values()))
     count = len(problem.cluster.devices)
     if len(used) > 1:
-        why = "placed by hand" if problem.request.placement is not None else "does not fit one device"
+        fits_one = fitting_alone(problem, problem.has_bytes()) is not None
+        why = f"least {problem.objective}" if fits_one else "does not fit one device"
+        why = "placed by hand" if problem.request.placement is not None else why
         why = "asked for" if problem.request.strategy == "split" else why
         return "split", f"{why}: {len(used)} of {count} devices used"
     fits = f"fits one device ({format_bytes(candidate.footprints[used[0]].reserved_bytes)} on {used[0]})"

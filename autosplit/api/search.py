@@ -130,7 +130,24 @@ def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) ->
     )
     if problem.request.strategy == "split" and len(set(placement.devices.values())) == 1 and objective != "memory":
         return _solve(problem, "memory", limits)
+    if len(set(placement.devices.values())) > 1 and problem.request.objective == problem.request.strategy == "auto":
+        return fitting_alone(problem, limits) or _from_the_first(problem, placement)
     return _from_the_first(problem, placement)
+
+
+def fitting_alone(problem: Problem, limits: Mapping[str, int]) -> Placement | None:
+    """The fastest device that by the fast estimate holds the whole model; None when none does.
+
+    It is for who asked for nothing: a model that fits one device is replicated, though a split of its branches over the
+    queues of several may be faster.
+    """
+    found = None
+    for name, limit in limits.items():
+        devices = dict.fromkeys(problem.graph.nodes, name)
+        if estimate.peak_bytes(problem.graph, devices, problem.cluster, problem.io_device)[name] <= limit:
+            placement = _valued(problem, devices, "one device")
+            found = placement if found is None or placement.value < found.value else found
+    return found
 
 
 def _from_the_first(problem: Problem, placement: Placement) -> Placement:

@@ -31,7 +31,10 @@ _HOT = (Lane(2, 4), Lane(10, 8), Lane(30, 4), Lane(100, 2), Lane(100, 1))
 _COLD = (Lane(500, 1), Lane(2_000, 1), Lane(3_000, 16))
 _END = Lane(100_000, 128)
 _FIRST_SWEEPS = 60  # of the first round; each later round has twice as many
+_MOST_BYTES = 1 << 27  # of a population; fewer chains when they would take more
 _CHUNKS_PER_BLOCK = 0.5  # in a sweep, besides each block by itself
+_SWAPS_PER_BLOCK = 0.4
+_NEAR = 4  # ranks by which the two blocks of a swap differ at most
 _LIBRARY = 4  # chunks to draw from, per block
 
 
@@ -79,7 +82,7 @@ def anneal(quotient: Quotient, fleet: Fleet, labels: Sequence[int], budget: Budg
     8
     """
     best = _Best(quotient, fleet, _admit(quotient, fleet, labels))
-    sweep = len(quotient) + int(len(quotient) * _CHUNKS_PER_BLOCK)
+    sweep = int(len(quotient) * (1 + _CHUNKS_PER_BLOCK + _SWAPS_PER_BLOCK))
     if fleet.size < 2 or not sweep:
         return best.labels
     sweeps = max(1, budget.moves // sweep)
@@ -127,7 +130,9 @@ class _Round:
         most = len(blocks) / len(costs.devices)
         drawn = (draw_chunk(costs.wires, touching, most, rng) for _ in range(_LIBRARY * len(blocks)))
         self.chunks = [costs.group(chunk, touching) for chunk in drawn if len(chunk) > 1]
-        self.size = max(1, budget.chains // len(lanes))  # chains of a lane
+        bytes_per_chain = len(costs.devices) * (2 * len(costs.wires) + len(blocks)) + 8 * len(blocks)
+        self.size = max(1, min(budget.chains, _MOST_BYTES // bytes_per_chain) // len(lanes))  # chains of a lane
+        self.ranked = [sorted(blocks, key=sizes.__getitem__) for sizes in (costs.work[:, 0], costs.memory)]
         row = {device: i for i, device in enumerate(costs.devices)}
         start = np.array([[row[device]] for device in best.labels], dtype=np.int64)
         self.population = Population(costs, np.repeat(start, self.size * len(lanes), axis=1), rng.randrange(1 << 30))
@@ -140,6 +145,8 @@ class _Round:
         for _ in range(sweeps):
             for group in self._sweep():
                 self.population.move(group, self.weight, self.power)
+            for pair in self._pairs():
+                self.population.swap(pair, self.weight, self.power)
             self._offer()
             if self._done():
                 return True
@@ -154,6 +161,18 @@ class _Round:
         groups = self.singles + self.rng.sample(self.chunks, count)
         self.rng.shuffle(groups)
         return groups
+
+    def _pairs(self) -> list[tuple[Group, Group]]:
+        """Blocks to swap: nearly alike in work, or in memory when it binds; no wire joins them."""
+        pairs: list[tuple[Group, Group]] = []
+        for _ in range(int(len(self.singles) * _SWAPS_PER_BLOCK)):
+            ranked = self.ranked[self.rng.randrange(2) if len(self.costs.capacity) else 0]
+            place = self.rng.randrange(len(ranked))
+            other = min(len(ranked) - 1, place + self.rng.randint(1, _NEAR))
+            one, two = self.singles[ranked[place]], self.singles[ranked[other]]
+            if place != other and not np.intersect1d(one.wires, two.wires).size:
+                pairs.append((one, two))
+        return pairs
 
     def _offer(self) -> None:
         value = self.population.bottleneck()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from autosplit.solvers.problem import Pool, Problem
 from autosplit.solvers.track import Track
 
-_VISITS = 1_200_000
+_VISITS, _MOVES_EACH = 1_200_000, 60
 _HEATS, _COLD = (0.02, 0.1), 1e-5
 _MOST_OFFERS = 8
 
@@ -110,7 +110,8 @@ def anneal(pool: Pool, bound: int) -> None:
     if pool.best is None:
         return
     track = Track(pool.problem)
-    moves = _VISITS // max(1, len(track.segments) * (1 + track.judge.train))
+    enough = _MOVES_EACH * len(track.blocks) * track.problem.k
+    moves = min(enough, _VISITS // max(1, len(track.segments) * (1 + track.judge.train)))
     for seed, hot in enumerate(_HEATS):
         if pool.reaches(bound):
             return

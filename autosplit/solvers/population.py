@@ -214,6 +214,42 @@ class Population:
         self._count[group.wires] += moved * change
         self._label(group, moves, target, now)
 
+    def swap(self, pair: tuple[Group, Group], weight: Floats, power: Floats) -> None:
+        """Exchange, in every chain, the devices of two blocks that no wire joins, or leave them; drawn as a move is.
+
+        Args:
+            pair: the blocks, each by itself.
+            weight: [chains].
+            power: [chains].
+        """
+        blocks = [int(group.blocks[0]) for group in pair]
+        homes, ons = [self.labels[block].copy() for block in blocks], [self._on[block] for block in blocks]
+        adds = [self._added(group, on, None)[0] for group, on in zip(pair, ons, strict=True)]
+        turn = ons[1] - ons[0]  # where the first goes: 1, where it leaves: -1
+        swapped = self.loads + (adds[0] - adds[1]) * turn
+        logs = np.log(np.maximum(np.stack((self.loads, swapped)).max(axis=1), _TINY))
+        norms = np.exp(np.minimum(power * (logs - logs[0].max(axis=0)), _LARGEST_EXPONENT)).sum(axis=1)
+        gain = np.log(norms[0] / norms[1]) * (weight / power)
+        heavier = (self.costs.memory[blocks[0]] - self.costs.memory[blocks[1]]) * turn
+        if len(self.costs.capacity):
+            change = self._overfull(self.used) - self._overfull(self.used + heavier)
+            gain += change.sum(axis=0) * weight
+        if len(self.costs.banned):
+            gain[self.costs.banned[blocks[0], homes[1]] + self.costs.banned[blocks[1], homes[0]] > 0] = -np.inf
+        noise = self._noise((2, len(gain)))
+        taken = gain + noise[0] > noise[1]
+        taken &= homes[0] != homes[1]
+        if not taken.any():
+            return
+        turn = turn * taken
+        self.loads = self.loads + (adds[0] - adds[1]) * turn
+        self.used = self.used + heavier * taken
+        self._count[pair[0].wires] += turn
+        self._count[pair[1].wires] -= turn
+        self._on[blocks[0]], self._on[blocks[1]] = ons[0] + turn, ons[1] - turn
+        self.labels[blocks[0]] = np.where(taken, homes[1], homes[0])
+        self.labels[blocks[1]] = np.where(taken, homes[0], homes[1])
+
     def _label(
         self, group: Group, moves: npt.NDArray[np.float32] | None, target: Ints, now: npt.NDArray[np.int8]
     ) -> None:

@@ -42,7 +42,7 @@ def evaluator(data: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise SystemExit(f"no evaluator: {data / 'evaluate.py'} cannot be imported; give the folder that has it")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 

@@ -79,6 +79,10 @@ def test_loads_kept_up_to_date_are_the_recounted_ones(seed: int, tight: bool) ->
     for _ in range(30):
         blocks = rng.sample(range(len(quotient)), rng.randint(1, min(4, len(quotient))))
         population.move(costs.group(blocks, touching), np.full(chains, 5.0), np.full(chains, 2.0))
+        one, two = rng.sample(range(len(quotient)), 2)
+        if not set(touching[one]) & set(touching[two]):
+            pair = (costs.group([one], touching), costs.group([two], touching))
+            population.swap(pair, np.full(chains, 5.0), np.full(chains, 2.0))
     population.keep(np.array([4, 0, 0, 1, 2]))
     kind_of = {device: k for k, kind in enumerate(fleet.kinds) for device in kind.devices}
     for chain in range(chains):
@@ -166,9 +170,28 @@ def test_a_start_that_does_not_fit_is_repaired() -> None:
     assert missing(quotient, fleet, found) == 0
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9))
+def test_the_bound_never_exceeds_the_optimum(seed: int) -> None:
+    rng = random.Random(seed)
+    quotient, fleet = problem(rng, rng.randint(1, 5))
+    best = optimum(quotient, fleet)
+    bound = share_bound(quotient, fleet)
+    assert bound == UNLIMITED if best is None else bound <= best
+
+
 def test_the_bound_shares_work_between_unequal_devices() -> None:
     """Accelerators and a host a tenth as fast: work / 2.1; never less than the largest block."""
     fleet = Fleet((Kind((0, 1)), Kind((2,), pays=False)))
-    assert share_bound(Quotient.of_numbers([[21] * 100, [210] * 100]), fleet) == 1000
+    assert share_bound(Quotient.of_numbers([[21] * 100, [210] * 100]), fleet) == 1008
     assert share_bound(Quotient.of_numbers([[50, 1, 1], [500, 10, 10]]), fleet) == 50
     assert share_bound(Quotient.of_numbers([[]]), Fleet((Kind((0,)),))) == 0
+
+
+def test_the_bound_counts_large_blocks_and_ties_dear_wires() -> None:
+    fleet = Fleet((Kind((0, 1)),))
+    assert share_bound(Quotient.of_numbers([[4, 4, 4, 1]]), fleet) == 8
+    wires = [(9, 0, [1]), (9, 1, [2])]
+    assert share_bound(Quotient.of_numbers([[4, 4, 4, 4]], wires), fleet) == 9  # cut a wire, or hold 12
+    receivers = Fleet((Kind((0, 1)),), sender_pays=False)
+    assert share_bound(Quotient.of_numbers([[4, 4, 4, 4]], wires), receivers) == 8
