@@ -50,6 +50,28 @@ DIRECT = CostModel()
 """Each device pays for what it sends and receives; one micro-batch."""
 
 
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stage of a pipeline whose micro-batches its r devices share.
+
+    It takes (compute + transfers) / r for each micro-batch of the pipeline; a transfer goes over the slowest link
+    between its two stages. In training its devices exchange the gradients of their parameters once a step, in a ring:
+    that is 4 (r - 1) / r of the time of sending them once, shared by the micro-batches of the step. With transfers that
+    overlap it takes the longer of compute / r + exchange, and transfers / r. Each share is rounded up.
+
+    Each device holds what is saved of as many micro-batches as come to it: of n in a step n / r, and with "1f1b" no
+    more than (devices of this and of all later stages) / r; both rounded up.
+
+    Attributes:
+        devices: names; each has all nodes of the stage, and runs its share of the micro-batches.
+        nodes: names, in program order.
+        recomputed: those of them that save less and are computed again for the backward.
+    """
+
+    devices: tuple[str, ...]
+    nodes: tuple[str, ...]
+    recomputed: tuple[str, ...] = ()
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a solver returns: a device for each node, and how good that is known to be.
 
@@ -59,6 +81,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         value: its value for this placement (ns, or bytes for "memory").
         bound: proved lower bound of the value over all placements that fit, in the same unit.
         method: the algorithm that found it, for people.
+        stages: in the order of the pipeline, where replicas or recomputation were asked for; ``devices`` then has the
+            first device of each node's stage. Else empty.
     """
 
     devices: dict[str, str]
@@ -66,6 +90,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     value: int
     bound: int
     method: str
+    stages: tuple[Stage, ...] = ()
 
     @property
     def gap(self) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from autosplit.checker import clock, memory, pieces, traffic
+from autosplit.checker import clock, memory, pieces, stages, traffic
 from autosplit.device import HOST, Cluster
 from autosplit.errors import AutosplitError, PlanError
 from autosplit.graph import CostGraph
@@ -137,18 +137,37 @@ def check(
     """
     for fault in _structural(graph, placement, cluster, contiguous=contiguous):
         raise _wrong(placement, fault)
-    found = replay(
-        graph,
-        placement.devices,
-        cluster,
-        objective=placement.objective,
-        cost_model=cost_model,
-        io_device=io_device,
-        capacities=capacities,
-    )
+    if placement.stages:
+        found = _replay_stages(graph, placement, cluster, cost_model, capacities or {})
+    else:
+        found = replay(
+            graph,
+            placement.devices,
+            cluster,
+            objective=placement.objective,
+            cost_model=cost_model,
+            io_device=io_device,
+            capacities=capacities,
+        )
     for fault in _numerical(placement, found):
         raise _wrong(placement, fault)
     return found
+
+
+def _replay_stages(
+    graph: CostGraph, placement: Placement, cluster: Cluster, model: CostModel, capacities: Mapping[str, int]
+) -> Replay:
+    """As replay, for a pipeline whose stages have several devices, its inputs and outputs on the host."""
+    load, peak = stages.load_ns(graph, placement, cluster, model), stages.peak_bytes(graph, placement, model)
+    has = {device.name: device.memory_bytes for device in cluster.devices} | dict(capacities)
+    sendings = traffic.in_program_order(graph, traffic.routes(graph, placement.devices, HOST))
+    return Replay(
+        value=max(load.values()),
+        load_ns=load,
+        peak_bytes=peak,
+        over_bytes={name: size - has[name] for name, size in peak.items() if size > has[name]},
+        transfers=tuple(sending.hop for sending in sendings),
+    )
 
 
 def _wrong(placement: Placement, fault: str) -> AutosplitError:
@@ -178,6 +197,8 @@ def _structural(graph: CostGraph, placement: Placement, cluster: Cluster, *, con
                 yield f"group {node.group!r}: {first!r} is on {devices[first]}, {name!r} on {devices[name]}"
     if contiguous:
         yield from _loops(graph, devices)
+    if placement.stages:
+        yield from stages.faults(graph, placement, cluster)
 
 
 def _misplaced(graph: CostGraph, devices: Mapping[str, str], cluster: Cluster) -> Iterator[str]:

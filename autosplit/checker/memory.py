@@ -7,7 +7,7 @@ of an allocation are computed, here its users are counted, and it is freed when 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from autosplit.device import HOST
 from autosplit.graph import CostGraph, Tensor
@@ -50,12 +50,31 @@ def peak_bytes(
     """
     run = _Run(graph, devices, _Ledger(graph, devices, io_device))
     run.all()
-    held = in_flight(devices, model)
+    return _with_flight(run, in_flight(devices, model), names)
+
+
+def stage_bytes(
+    graph: CostGraph, devices: Mapping[str, str], held: Mapping[str, int], recomputed: Collection[str]
+) -> dict[str, int]:
+    """Most bytes held at once on each device of ``held``, which holds so many micro-batches; io is the host's.
+
+    ``recomputed`` are nodes that take what they then take in place of their own bytes.
+    """
+    run = _Run(graph, devices, _Ledger(graph, devices, HOST))
+    run.all()
+    return _with_flight(run, held, held, recomputed)
+
+
+def _with_flight(
+    run: _Run, held: Mapping[str, int], names: Iterable[str], recomputed: Collection[str] = ()
+) -> dict[str, int]:
+    graph, devices = run.graph, run.devices
     peaks = {name: run.peak[name] for name in names}
     for device, count in held.items():
         peaks[device] += (count - 1) * run.saved[device]
     for name, node in graph.nodes.items():
-        peaks[devices[name]] += node.fixed_bytes + held[devices[name]] * node.inflight_bytes
+        costs = node.recomputed if node.recomputed and name in recomputed else node
+        peaks[devices[name]] += costs.fixed_bytes + held[devices[name]] * costs.inflight_bytes
     return peaks
 
 

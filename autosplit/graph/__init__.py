@@ -17,10 +17,26 @@ from autosplit.errors import GraphError
 from autosplit.graph import checks, digraphs
 from autosplit.graph.checks import check_graph
 
-__all__ = ["CostGraph", "Mode", "Node", "Tensor", "TensorKind", "check_graph"]
+__all__ = ["CostGraph", "Mode", "Node", "Recomputed", "Tensor", "TensorKind", "check_graph"]
 
 Mode = Literal["infer", "train"]
 TensorKind = Literal["activation", "parameter", "buffer", "input"]
+
+
+class Recomputed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node takes, in place of its own figures, when it saves less and is computed again for the backward.
+
+    Attributes:
+        forward_ns: as of Node.
+        backward_ns: as of Node, with the second forward.
+        fixed_bytes: as of Node.
+        inflight_bytes: as of Node.
+    """
+
+    forward_ns: dict[str, int] = {}
+    backward_ns: dict[str, int] = {}
+    fixed_bytes: int = 0
+    inflight_bytes: int = 0
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +55,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         workspace_bytes: memory taken on the device only while the node runs.
         fixed_bytes: memory taken on the device all the time, beside what the tensors say.
         inflight_bytes: likewise, for each micro-batch in flight.
+        recomputed: what it takes when it is recomputed; None: it cannot be. It is never faster so.
     """
 
     name: str
@@ -52,6 +69,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workspace_bytes: int = 0
     fixed_bytes: int = 0
     inflight_bytes: int = 0
+    recomputed: Recomputed | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -178,12 +196,20 @@ class CostGraph:
 
     def node_ns(self, name: str, kind: str) -> int:
         """Nanoseconds of one run of the node on a device of ``kind``: forward, and backward in training."""
-        total = self.forward_ns(name, kind)
-        return total + _of_kind(self.nodes[name].backward_ns, kind) if self.mode == "train" else total
+        return self._run_ns(self.nodes[name], kind)
 
     def forward_ns(self, name: str, kind: str) -> int:
         """Nanoseconds of one forward run of the node on a device of ``kind``."""
         return _of_kind(self.nodes[name].forward_ns, kind)
+
+    def recomputed_ns(self, name: str, kind: str) -> int:
+        """As node_ns, when the node is recomputed; the same where it cannot be."""
+        node = self.nodes[name]
+        return self._run_ns(node.recomputed or node, kind)
+
+    def _run_ns(self, costs: Node | Recomputed, kind: str) -> int:
+        total = _of_kind(costs.forward_ns, kind)
+        return total + _of_kind(costs.backward_ns, kind) if self.mode == "train" else total
 
     @classmethod
     def from_networkx(cls, digraph: nx.DiGraph[Any], mode: Mode = "infer") -> CostGraph:

@@ -13,7 +13,7 @@ import networkx as nx
 from autosplit.errors import GraphError
 
 if TYPE_CHECKING:
-    from autosplit.graph import CostGraph, Tensor
+    from autosplit.graph import CostGraph, Node, Tensor
 
 MOST = 2**60
 """Of all times together, in ns, and of all bytes: a few times as much still fits 64 bits."""
@@ -22,7 +22,9 @@ _MODES = ("infer", "train")
 _KINDS = ("activation", "parameter", "buffer", "input")
 _TIMES = ("forward_ns", "backward_ns")
 _NODE_BYTES = ("workspace_bytes", "fixed_bytes", "inflight_bytes")
+_AGAIN_BYTES = ("fixed_bytes", "inflight_bytes")
 _TENSOR_BYTES = ("size_bytes", "storage_bytes", "state_bytes", "step_bytes")
+_COSTS = frozenset((*_TIMES, *_NODE_BYTES, *_TENSOR_BYTES))
 _MOST_NAMED = 8
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -34,7 +36,8 @@ def check_graph(graph: CostGraph) -> None:
     Raises:
         GraphError: an unknown producer or reader, a reader that runs before its producer (program order must be
             topological; of a cycle the nodes are named), a cost that is negative or no integer, costs whose sum is
-            above ``MOST``, names that are no strings, an unknown kind or mode; the message names the node or tensor.
+            above ``MOST``, names that are no strings, an unknown kind or mode, a node that is faster when it is
+            recomputed; the message names the node or tensor.
     """
     if graph.mode not in _MODES:
         raise GraphError(f"mode {graph.mode!r}: expected one of {', '.join(_MODES)}")
@@ -45,6 +48,10 @@ def check_graph(graph: CostGraph) -> None:
         _check_names(f"{where}: devices", node.devices)
         total_ns += _sum(where, node, _TIMES)
         total_bytes += _sum(where, node, _NODE_BYTES)
+        if node.recomputed is not None:
+            _check_recomputed(graph, where, node)
+            total_ns += _sum(where, node.recomputed, _TIMES)
+            total_bytes += _sum(where, node.recomputed, _AGAIN_BYTES)
         _check_totals(where, total_ns, total_bytes)
     position = {name: i for i, name in enumerate(graph.nodes)}
     for tensor in graph.tensors.values():
@@ -63,6 +70,23 @@ def _check_names(where: str, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(name, str):
             raise GraphError(f"{where}: {name!r} is no string")
+
+
+def _check_recomputed(graph: CostGraph, where: str, node: Node) -> None:
+    from autosplit.graph import Recomputed
+
+    again = node.recomputed
+    if not isinstance(again, Recomputed):
+        raise GraphError(f"{where}: recomputed {again!r}: expected a Recomputed")
+    _check_names(where, (*again.forward_ns, *again.backward_ns))
+    _sum(where, again, _TIMES)
+    for kind in sorted({"*", *node.forward_ns, *node.backward_ns, *again.forward_ns, *again.backward_ns}):
+        plain, slower = graph.node_ns(node.name, kind), graph.recomputed_ns(node.name, kind)
+        if slower < plain:
+            raise GraphError(
+                f"{where}: recomputed it takes {slower} ns on {kind!r}, less than {plain} ns as it is; "
+                "give the faster figures as the node's own"
+            )
 
 
 def _sum(where: str, record: msgspec.Struct, fields: Iterable[str]) -> int:
@@ -135,10 +159,12 @@ def with_plain_integers(record: Record, expected: type[Record]) -> Record:
     """
     if type(record) is not expected:
         raise GraphError(f"expected a {expected.__name__}, got {record!r}")
-    changed = {}
-    for field in (*_TIMES, *_NODE_BYTES) if "forward_ns" in record.__struct_fields__ else _TENSOR_BYTES:
+    changed: dict[str, Any] = {}
+    for field in record.__struct_fields__:
         value = getattr(record, field)
-        if type(value) is not int:
+        if isinstance(value, msgspec.Struct):
+            changed[field] = with_plain_integers(value, type(value))
+        elif field in _COSTS and type(value) is not int:
             plain = plain_integers(value)
             if plain is not value:
                 changed[field] = plain

@@ -14,6 +14,7 @@ from autosplit.solvers.candidates import does_not_fit, single_devices, splits, t
 from autosplit.solvers.latency import anneal as anneal_makespan
 from autosplit.solvers.latency import schedules
 from autosplit.solvers.pieces import offered_pieces
+from autosplit.solvers.pipeline import Replicate, pipeline
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 from autosplit.solvers.throughput import any_placement, contiguous_stages
@@ -36,6 +37,8 @@ def solve(
     capacities: Mapping[str, int] | None = None,
     effort: int = 1,
     time_budget_s: float | None = None,
+    replicate: Replicate = "none",
+    recompute: bool = False,
 ) -> Placement:
     """Place every node on a device.
 
@@ -56,6 +59,9 @@ def solve(
         effort: how much to search where no proof ends it, in units of about a second for a thousand nodes.
         time_budget_s: seconds after which no further search is begun, and the best so far is the answer. Without it
             the answer does not depend on the clock.
+        replicate: "stages": a stage may run on several devices of one kind, which share its micro-batches; "grid": all
+            stages on equally many. Only for contiguous throughput, as ``recompute``.
+        recompute: whether nodes that say what they take ``recomputed`` may be, where a stage does not fit else.
 
     Returns:
         A placement that keeps groups together and, by ``estimate.peak_bytes``, every device within its capacity. Its
@@ -68,6 +74,7 @@ def solve(
     Raises:
         AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
         CapacityError: nothing fits (``proved``), or nothing was found that does.
+        ValueError: replicas or recomputation for anything but contiguous throughput.
         DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
 
     >>> from autosplit.graph import Node, Tensor
@@ -80,15 +87,15 @@ def solve(
     """
     cluster = cluster_of(devices)
     problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
-    check_possible(problem)
-    pool = Pool(problem)
     ends = None if time_budget_s is None else time.monotonic() + time_budget_s
-    bound = _Search(pool, effort, lambda: ends is None or time.monotonic() < ends).run(lower_bound(problem))
-    best = pool.best
-    if best is None or not best.fits:
-        raise does_not_fit(pool, proved=bound == NOTHING_FITS)
-    placed = dict(zip(graph.nodes, (cluster.names[label] for label in best.labels), strict=True))
-    placement = Placement(devices=placed, objective=objective, value=best.score.value, bound=bound, method=best.method)
+
+    def may_go_on() -> bool:
+        return ends is None or time.monotonic() < ends
+
+    if replicate != "none" or recompute:
+        placement = pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
+    else:
+        placement = _searched(problem, effort, may_go_on)
     check(
         graph,
         placement,
@@ -99,6 +106,20 @@ def solve(
         contiguous=contiguous,
     )
     return placement
+
+
+def _searched(problem: Problem, effort: int, may_go_on: Callable[[], bool]) -> Placement:
+    """The best placement of all searches, every node on one device."""
+    check_possible(problem)
+    pool = Pool(problem)
+    bound = _Search(pool, effort, may_go_on).run(lower_bound(problem))
+    best = pool.best
+    if best is None or not best.fits:
+        raise does_not_fit(pool, proved=bound == NOTHING_FITS)
+    names, graph = problem.cluster.names, problem.graph
+    placed = dict(zip(graph.nodes, (names[label] for label in best.labels), strict=True))
+    value, method = best.score.value, best.method
+    return Placement(devices=placed, objective=problem.objective, value=value, bound=bound, method=method)
 
 
 class _Search:

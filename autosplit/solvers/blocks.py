@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import networkx as nx
@@ -14,7 +15,7 @@ from autosplit.solvers.bounds import bundle_needs
 from autosplit.solvers.fleet import Fleet, Kind
 from autosplit.solvers.line import Flight
 from autosplit.solvers.problem import Problem
-from autosplit.solvers.quotient import Quotient, Wire
+from autosplit.solvers.quotient import Ints, Quotient, Recomputed, Wire
 
 
 class Blocks(NamedTuple):
@@ -77,6 +78,8 @@ def _compiled(problem: Problem, bundles: list[tuple[int, ...]], before: list[set
         allowed=_allowed(problem, kinds, bundles),
         members=tuple(bundles),
     )
+    quotient = replace(quotient, gradient_ns=_gradient_ns(problem, kinds, block_of, len(bundles)))
+    quotient = replace(quotient, recomputed=_recomputed(problem, kinds, quotient))
     model = problem.judge.model
     fleet = Fleet(kinds, sender_pays=model.transfers != "receiver", overlap=model.overlap)
     flight = Flight(model.microbatches, all_at_once=model.schedule == "gpipe")
@@ -217,6 +220,41 @@ def _bytes(problem: Problem, block_of: dict[int, int], count: int) -> tuple[list
         fixed[block_of[bundle[0]]] += need.base + need.update - saved
     timed = any(item.bytes and not item.weight for item in judge.items) or any(judge.workspace)
     return fixed, stash, not timed and not judge.train
+
+
+def _gradient_ns(problem: Problem, kinds: Sequence[Kind], block_of: dict[int, int], count: int) -> Ints | None:
+    """By kind and block: the time to send the gradients of its parameters from one device to another of the kind."""
+    judge, names, link = problem.judge, problem.cluster.names, problem.cluster.link
+    speeds = [
+        link(*(names[d] for d in kind.devices[:2])).bandwidth_bytes_per_s if kind.devices[1:] else 0 for kind in kinds
+    ]
+    gradient_ns, seen = np.zeros((len(kinds), count), dtype=np.int64), set()
+    for item in judge.items if judge.train else ():
+        if item.weight and item.grad and item.storage not in seen:
+            seen.add(item.storage)
+            gradient_ns[:, block_of[item.producer]] += [speed and item.size * 10**9 // speed for speed in speeds]
+    return gradient_ns if gradient_ns.any() else None
+
+
+def _recomputed(problem: Problem, kinds: Sequence[Kind], quotient: Quotient) -> Recomputed | None:
+    """What the blocks take with all their nodes recomputed that can be; None: no node can."""
+    graph, nodes = problem.graph, list(problem.graph.nodes.values())
+    again = [node.recomputed or node for node in nodes]
+    if all(node.recomputed is None for node in nodes):
+        return None
+
+    def more(values: Sequence[int]) -> Ints:
+        return np.array(_by_block(values, quotient.members), dtype=np.int64)
+
+    places = [problem.cluster.devices[kind.devices[0]].kind for kind in kinds]
+    longer = [[graph.recomputed_ns(n.name, place) - graph.node_ns(n.name, place) for n in nodes] for place in places]
+    return Recomputed(
+        work_ns=quotient.work_ns + np.array([more(row) for row in longer]),
+        fixed_bytes=quotient.fixed_bytes
+        + more([a.fixed_bytes - n.fixed_bytes for a, n in zip(again, nodes, strict=True)]),
+        stash_bytes=quotient.stash_bytes
+        + more([a.inflight_bytes - n.inflight_bytes for a, n in zip(again, nodes, strict=True)]),
+    )
 
 
 def _allowed(problem: Problem, kinds: Sequence[Kind], bundles: Sequence[Sequence[int]]) -> np.ndarray:

@@ -10,24 +10,6 @@ from autosplit.solvers.quotient import Ints, Quotient
 NEVER = 2**62
 
 
-class Flight(NamedTuple):
-    """Micro-batches on the way.
-
-    Attributes:
-        microbatches: of one step.
-        all_at_once: whether every stage holds what all of them saved (GPipe); else a stage holds no more than there
-            are stages from it to the end (1F1B).
-    """
-
-    microbatches: int = 1
-    all_at_once: bool = False
-
-    def held(self, devices_to_end: int, replicas: int = 1) -> int:
-        """How many micro-batches each replica of a stage holds; its devices and those after it are counted."""
-        own = -(-self.microbatches // replicas)
-        return own if self.all_at_once else min(-(-devices_to_end // replicas), own)
-
-
 class Replication(NamedTuple):
     """Stages on several devices of one kind: each has the weights, and takes its share of the micro-batches.
 
@@ -36,11 +18,13 @@ class Replication(NamedTuple):
         microbatches: between two exchanges of the gradients; None: each replica one (PipeDream).
         passes: how often the gradients pass a replica's link in one exchange by a ring of many: sent twice and received
             twice, 4, where both count, as in PipeDream and Piper; r replicas take (r - 1) / r of it.
+        uniform: all stages have the same number of replicas: a grid of degree x stages.
     """
 
     degrees: tuple[int, ...] = (1,)
     microbatches: int | None = None
     passes: int = 4
+    uniform: bool = False
 
     @classmethod
     def up_to(cls, most: int, microbatches: int | None = None) -> Replication:
@@ -58,7 +42,32 @@ class Replication(NamedTuple):
         return sync
 
 
-ONE_AT_A_TIME, ALONE = Flight(), Replication()
+ALONE = Replication()
+
+
+class Flight(NamedTuple):
+    """How a pipeline runs: what is on the way, and what its stages may do.
+
+    Attributes:
+        microbatches: of one step.
+        all_at_once: whether every stage holds what all of them saved (GPipe); else a stage holds no more than there
+            are stages from it to the end (1F1B).
+        replication: how many copies of a stage there may be.
+        recompute: whether blocks with that choice may save less and compute again.
+    """
+
+    microbatches: int = 1
+    all_at_once: bool = False
+    replication: Replication = ALONE
+    recompute: bool = False
+
+    def held(self, copies_to_end: int, replicas: int = 1) -> int:
+        """How many micro-batches each replica of a stage holds; its copies and those of later stages are counted."""
+        own = -(-self.microbatches // replicas)
+        return own if self.all_at_once else min(-(-copies_to_end // replicas), own)
+
+
+ONE_AT_A_TIME = Flight()
 
 
 class Stage(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from autosplit.solvers.family import Family, Row
 from autosplit.solvers.fleet import Fleet
-from autosplit.solvers.line import ALONE, NEVER, ONE_AT_A_TIME, Flight, Line, Replication, Stage
+from autosplit.solvers.line import NEVER, ONE_AT_A_TIME, Flight, Line, Stage
 from autosplit.solvers.quotient import Ints
 from autosplit.solvers.recompute import Fitting
 
@@ -26,8 +26,12 @@ class _Terms:
     families: Mapping[int, Family]
     fleet: Fleet
     flight: Flight
-    replication: Replication
     fitting: Mapping[int, Fitting]
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """How many replicas a stage may have."""
+        return self.flight.replication.degrees
 
     @property
     def length(self) -> int:
@@ -46,8 +50,6 @@ def best_line(
     flight: Flight = ONE_AT_A_TIME,
     upper_ns: int = NEVER,
     *,
-    replication: Replication = ALONE,
-    recompute: bool = False,
     sharded: Mapping[int, Family] | None = None,
 ) -> Line | None:
     """The contiguous plan of least bottleneck whose boundaries are downsets of a family.
@@ -60,10 +62,8 @@ def best_line(
     Args:
         family: the boundaries.
         fleet: the devices; some may stay unused.
-        flight: micro-batches in flight.
+        flight: micro-batches in flight, and the replicas and the recomputation that stages may have.
         upper_ns: only plans of this value or less are looked for; the lower, the faster.
-        replication: the degrees that a stage may have, and what they cost.
-        recompute: whether blocks with that choice may be recomputed.
         sharded: families of the same downsets, numbered alike, by over how many devices each copy of a stage is split
             (tensor parallelism): what each of these devices then does, pays and holds.
 
@@ -71,7 +71,7 @@ def best_line(
         The plan, or None when there is none within ``upper_ns`` and the capacities: that is exact. The value is the
         least over the family, but for ``slack`` where blocks save different bytes and the search for the least
         choices was cut short; then the sum is least of all that is not the blocks' own work: transfers, exchanges and
-        recomputation, over all devices. Ties go to fewer devices, then to earlier ends.
+        recomputation, over all devices. Ties go to fewer devices, then to earlier ends; of grids, to the lower degree.
         O(pairs of downsets x states of the fleet x degrees), and as many rows of the family, a few times.
 
     Source: the DP over ideals of Tarnawski et al. 2020, here backwards, so that a stage knows how many come after it
@@ -84,12 +84,15 @@ def best_line(
     >>> quotient = Quotient.of_numbers([[5, 4, 6]], [(1, 0, [1]), (2, 1, [2])])
     >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),))).value
     11
-    >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),)), replication=Replication.up_to(2)).value
+    >>> from autosplit.solvers.line import Replication
+    >>> best_line(Prefixes(quotient, range(3)), Fleet((Kind((0, 1)),)), Flight(replication=Replication.up_to(2))).value
     8
     """
+    if flight.replication.uniform and len(flight.replication.degrees) > 1:
+        return _best_grid(family, fleet, flight, upper_ns, sharded)
     families = {1: family, **(sharded or {})}
-    fitting = {shards: Fitting(family, fleet, recompute=recompute) for shards, family in families.items()}
-    terms = _Terms(families, fleet, flight, replication, fitting)
+    fitting = {shards: Fitting(family, fleet, recompute=flight.recompute) for shards, family in families.items()}
+    terms = _Terms(families, fleet, flight, fitting)
     least = _first(terms, upper_ns)
     if least >= NEVER:
         return None
@@ -102,23 +105,14 @@ def best_line(
     return Line(value, tuple(tidy.stage(place) for place in path), value - bound)
 
 
-def best_grid(
-    family: Family,
-    fleet: Fleet,
-    flight: Flight = ONE_AT_A_TIME,
-    *,
-    replication: Replication,
-    recompute: bool = False,
+def _best_grid(
+    family: Family, fleet: Fleet, flight: Flight, upper_ns: int, sharded: Mapping[int, Family] | None
 ) -> Line | None:
-    """As best_line, every stage with the same number of replicas: the best of the grids degree x stages.
-
-    ``slack`` is that of the grid that was taken. Ties go to the lower degree.
-    """
+    """The best line of those with one degree for all stages."""
     best: Line | None = None
-    for degree in replication.degrees:
-        upper_ns = NEVER if best is None else best.value - 1
-        only = replication._replace(degrees=(degree,))
-        best = best_line(family, fleet, flight, upper_ns, replication=only, recompute=recompute) or best
+    for degree in flight.replication.degrees:
+        only = flight._replace(replication=flight.replication._replace(degrees=(degree,)))
+        best = best_line(family, fleet, only, upper_ns if best is None else best.value - 1, sharded=sharded) or best
     return best
 
 
@@ -128,12 +122,11 @@ def _first(terms: _Terms, upper_ns: int) -> int:
     A search is the faster, the lower its limit, and one that finds anything has found the least. Where degrees are
     many, the least with few of them is a limit.
     """
-    degrees, work = terms.replication.degrees, int(terms.families[1].least_ns[-1])
+    degrees, work = terms.degrees, int(terms.families[1].least_ns[-1])
     coarse = tuple(degree for degree in degrees if not degree & degree - 1)
     if len(degrees) > _MANY_DEGREES and 0 < len(coarse) < len(degrees):
-        upper_ns = min(
-            upper_ns, _first(replace(terms, replication=terms.replication._replace(degrees=coarse)), upper_ns)
-        )
+        few = terms.flight._replace(replication=terms.flight.replication._replace(degrees=coarse))
+        upper_ns = min(upper_ns, _first(replace(terms, flight=few), upper_ns))
     limit = -(-13 * work // (10 * terms.fleet.size))
     while 0 < limit < min(upper_ns // 2, work):
         least = _Search(terms, limit).run()
@@ -225,7 +218,7 @@ class _Search:
         self.best[0, -1] = 0
         self.end = np.full(shape, -1, dtype=np.int32)
         self.step = np.full(shape, -1, dtype=np.int32)
-        choices = product(range(len(terms.fleet.kinds)), terms.replication.degrees, terms.families)
+        choices = product(range(len(terms.fleet.kinds)), terms.degrees, terms.families)
         self.steps = [step for choice in choices if (step := self._step(*choice))]
 
     def _step(self, kind: int, degree: int, shards: int) -> _Step | None:
@@ -266,7 +259,7 @@ class _Search:
         devices = size - (-(-done // most_ns) if most_ns > 0 else size * (done > 0))
         if devices < 1:
             return 0, 0, 0
-        widest = min(devices, max(self.terms.replication.degrees))
+        widest = min(devices, max(self.terms.degrees))
         return *family.reach(total - (devices - 1) * most_ns, done + widest * most_ns), devices
 
     def _extend(self, where: tuple[int, int, int], row: Row, peak: bool) -> None:
@@ -311,7 +304,7 @@ class _Search:
         """The time of one micro-batch of the pipeline, rounded up: each of the replicas takes its share of them."""
         family, fleet, (kind, degree) = self.terms.families[step.shards], self.terms.fleet, step[:2]
         work = family.work_ns[kind, row.ends] - family.work_ns[kind, start] + added
-        sync = self.terms.replication.sync_ns(
+        sync = self.terms.flight.replication.sync_ns(
             family.gradient_ns[kind, row.ends] - family.gradient_ns[kind, start], degree
         )
         transfers = row.in_ns + row.out_ns if fleet.sender_pays else row.in_ns

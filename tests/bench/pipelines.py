@@ -21,6 +21,12 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 
+from autosplit import solve
+from autosplit.device import Cluster, Device
+from autosplit.errors import CapacityError
+from autosplit.graph import CostGraph, Node, Tensor
+from autosplit.graph import Recomputed as Recompute
+from autosplit.placement import CostModel, Placement
 from autosplit.solvers.contiguous import orders
 from autosplit.solvers.family import Downsets, Family, Prefixes, Row
 from autosplit.solvers.fleet import Fleet, Kind
@@ -178,10 +184,8 @@ class Piper:
         return best_line(
             self.family(shape, 1),
             Fleet((Kind(tuple(range(min(k, microbatches))), int(self.graph.graph["mem"])),)),
-            Flight(microbatches),
+            Flight(microbatches, replication=Replication.up_to(k, microbatches), recompute=True),
             upper,
-            replication=Replication.up_to(k, microbatches),
-            recompute=True,
             sharded={t: self.family(shape, t) for t in self.shards if t > 1},
         )
 
@@ -196,6 +200,41 @@ class Piper:
             }
             for stage in line.stages
         ]
+
+    def public(self) -> Placement:
+        """The answer of ``solve``, which knows no split stages; times are whole nanoseconds there."""
+        nodes, tensors = [], []
+        for node, way in zip(self.ids, self.names[1], strict=True):
+            plain, slower = (self.graph.nodes[node]["tmpc"][1][name] for name in way)
+            again = Recompute(**_node_figures(slower))
+            nodes.append(Node(name=str(node), recomputed=again, **_node_figures(plain)))
+            tensors.append(_tensor(f"weights of {node}", node, plain["parameterSize"], kind="parameter"))
+        for u, v in self.graph.edges:
+            tensors.append(_tensor(f"{u} to {v}", u, self.graph.edges[u, v]["bytes"], readers=(str(v),)))
+        of = self.graph.graph
+        devices = (Device(name=f"gpu:{i}", kind="gpu", memory_bytes=int(of["mem"])) for i in range(of["k"]))
+        return solve(
+            CostGraph(nodes, tensors, "train"),
+            Cluster(devices=tuple(devices), default_bandwidth_bytes_per_s=int(of["bandwidth"]), default_latency_ns=0),
+            objective="throughput",
+            contiguous=True,
+            cost_model=CostModel(microbatches=of["microbatches"]),
+            replicate="stages",
+            recompute=True,
+        )
+
+
+def _node_figures(cost: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "forward_ns": {"*": round(cost["timePerSample"] * 1e9)},
+        "fixed_bytes": math.ceil(cost["memoryUsageB"]),
+        "inflight_bytes": math.ceil(cost["memoryUsageA"]),
+    }
+
+
+def _tensor(name: str, producer: Any, size: float, **fields: Any) -> Tensor:
+    plain = {"requires_grad": True, "is_held": False, **fields}
+    return Tensor(name=name, producer=str(producer), size_bytes=math.ceil(size), **plain)
 
 
 class PipeDream:
@@ -229,7 +268,7 @@ class PipeDream:
             family = shape.family(quotient)
             if transfers:
                 family = Relay(quotient, family)
-            return best_line(family, fleet, Flight(self.devices), upper, replication=replication)
+            return best_line(family, fleet, Flight(self.devices, replication=replication), upper)
 
         return search(quotient, solve)
 
@@ -246,10 +285,14 @@ def _by_time(way: tuple[str, dict[str, Any]]) -> tuple[float, float]:
     return way[1]["timePerSample"], way[1]["memoryUsageA"]
 
 
-def piper_row(evaluate: ModuleType, path: Path, devices: int, memory_gib: float) -> str:
+def piper_problem(evaluate: ModuleType, path: Path, devices: int, memory_gib: float) -> Piper:
     graph = evaluate.load_workload(path)
     graph.graph.update(bandwidth=25.0 * GIB, microbatches=1920)
-    problem = Piper(graph, devices, memory_gib)
+    return Piper(graph, devices, memory_gib)
+
+
+def piper_row(evaluate: ModuleType, problem: Piper, path: Path) -> str:
+    devices, memory_gib = problem.graph.graph["k"], problem.graph.graph["mem"] / GIB
     found = search(problem.quotients[1], problem.solve)
     reference = PIPER_REFERENCES.get((path.stem, devices, int(memory_gib)), "-")
     head = f"{path.stem:12} {devices:3} devices {memory_gib:5g} GiB"
@@ -257,7 +300,7 @@ def piper_row(evaluate: ModuleType, path: Path, devices: int, memory_gib: float)
     if found.line is None:
         return f"{head}  ours infeasible  reference {reference}  {proof}  {found.seconds:.2f} s"
     stages = problem.stages(found.line)
-    score = evaluate.piper_tps(graph, stages)
+    score = evaluate.piper_tps(problem.graph, stages)
     assert score.feasible, score.violations
     what = " ".join(
         f"{len(s['nodes'])}x{s['d']}"
@@ -266,6 +309,30 @@ def piper_row(evaluate: ModuleType, path: Path, devices: int, memory_gib: float)
         for s in stages
     )
     return f"{head}  ours {score.value:.8f}  reference {reference}  {proof}  {found.seconds:.2f} s  {what}"
+
+
+def public_row(evaluate: ModuleType, problem: Piper) -> str:
+    start = time.perf_counter()
+    try:
+        placement = problem.public()
+    except CapacityError as error:
+        proof = "proved" if error.proved else "not proved"
+        return f"    solve(), stages not split: infeasible, {proof}  {time.perf_counter() - start:.2f} s"
+    seconds = time.perf_counter() - start
+    named = {str(node): (node, way) for node, way in zip(problem.ids, problem.names[1], strict=True)}
+    stages = [
+        {
+            "nodes": [named[name][0] for name in stage.nodes],
+            "d": len(stage.devices),
+            "t": 1,
+            "tmpc": {named[n][0]: named[n][1][n in stage.recomputed] for n in stage.nodes},
+        }
+        for stage in placement.stages
+    ]
+    score = evaluate.piper_tps(problem.graph, stages)
+    assert score.feasible, score.violations
+    proof = "proved" if placement.gap == 0 else f"gap {placement.gap:.1%}"
+    return f"    solve(), stages not split: ours {score.value:.8f}  {proof}  {seconds:.2f} s"
 
 
 def pipedream_rows(evaluate: ModuleType, path: Path, devices: int) -> Iterator[str]:
@@ -309,7 +376,9 @@ def main() -> None:
     evaluate = load_evaluator(data)
     for path in sorted((data / "piper2021").glob("*.json")):
         for devices, memory_gib in ((8, 8), (8, 2), (8, 80), (16, 4)):
-            print(piper_row(evaluate, path, devices, memory_gib), flush=True)
+            problem = piper_problem(evaluate, path, devices, memory_gib)
+            print(piper_row(evaluate, problem, path), flush=True)
+            print(public_row(evaluate, problem), flush=True)
     for path in sorted((data / "pipedream2019").glob("*.graph.txt")):
         for devices in parser.parse_args().devices:
             for row in pipedream_rows(evaluate, path, devices):

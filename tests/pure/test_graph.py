@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autosplit.errors import GraphError
-from autosplit.graph import CostGraph, Node, Tensor
+from autosplit.graph import CostGraph, Node, Recomputed, Tensor
 
 A, B, C = (Node(name=name) for name in "abc")
 
@@ -32,6 +32,12 @@ def tensor(**fields: object) -> Tensor:
         ([A, B], [tensor(state_bytes=1.5)], "cost 1.5 must be"),
         ([Node(name="a", forward_ns={"*": -3})], [], "node 'a': cost -3"),
         ([Node(name="a", workspace_bytes=True)], [], "node 'a': cost True"),
+        ([Node(name="a", recomputed=Recomputed(inflight_bytes=-2))], [], "node 'a': cost -2"),
+        (
+            [Node(name="a", forward_ns={"*": 3, "cpu": 9}, recomputed=Recomputed(forward_ns={"*": 4}))],
+            [],
+            "node 'a': recomputed it takes 4 ns on 'cpu', less than 9 ns as it is",
+        ),
     ],
 )
 def test_malformed(nodes, tensors, message):
@@ -61,6 +67,16 @@ def test_document_round_trip(case):
 def test_other_documents_are_refused(text):
     with pytest.raises(GraphError, match="not a cost graph"):
         CostGraph.from_json(text)
+
+
+def test_recomputed_times_are_by_kind_and_mode_and_kept_in_documents():
+    again = Recomputed(forward_ns={"*": 5}, backward_ns={"*": 20, "cpu": 40}, inflight_bytes=1)
+    nodes = [Node(name="a", forward_ns={"*": 5}, backward_ns={"*": 10}, recomputed=again), B]
+    graph = CostGraph.from_json(CostGraph(nodes, [], "train").to_json())
+    assert graph.nodes["a"].recomputed == again
+    assert [graph.recomputed_ns("a", kind) for kind in ("gpu", "cpu")] == [25, 45]
+    assert graph.recomputed_ns("b", "gpu") == graph.node_ns("b", "gpu") == 0
+    assert CostGraph(nodes, []).recomputed_ns("a", "gpu") == 5
 
 
 def test_a_document_is_checked_like_a_graph():

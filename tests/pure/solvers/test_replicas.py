@@ -15,7 +15,7 @@ from autosplit.solvers.lattice import all_downsets
 from autosplit.solvers.line import Flight, Line, Replication
 from autosplit.solvers.quotient import Quotient, Recomputed
 from autosplit.solvers.recompute import least_cover
-from autosplit.solvers.stages import best_grid, best_line
+from autosplit.solvers.stages import best_line
 
 
 @dataclass
@@ -23,7 +23,6 @@ class Case:
     quotient: Quotient
     fleet: Fleet
     flight: Flight
-    replication: Replication
 
 
 def random_case(seed: int) -> Case:
@@ -71,7 +70,8 @@ def random_case(seed: int) -> Case:
     )
     microbatches = rng.choice([1, 2, 4, 6])
     synced = rng.choice([None, microbatches])
-    return Case(quotient, fleet, Flight(microbatches, rng.random() < 0.3), Replication.up_to(fleet.size, synced))
+    replication = Replication.up_to(fleet.size, synced)
+    return Case(quotient, fleet, Flight(microbatches, rng.random() < 0.3, replication))
 
 
 def split_in_two(case: Case, seed: int) -> Case:
@@ -114,7 +114,7 @@ def stage_ns(case: Case, blocks: frozenset[int], kind: int, degree: int, held: i
     if not all(q.allowed[kind, block] for block in blocks):
         return None
     sent = transfers(case, blocks) if device.pays else 0
-    often = case.replication.microbatches or degree
+    often = case.flight.replication.microbatches or degree
     gradient = sum(int(q.gradient_ns[kind, block]) for block in blocks)
     sync = -(-4 * (degree - 1) * gradient // (degree * often))
     best = None
@@ -168,7 +168,7 @@ def brute_force(
         return best
 
     none = tuple(0 for _ in case.fleet.kinds)
-    sets = [(degree,) for degree in case.replication.degrees] if grid else [case.replication.degrees]
+    sets = [(degree,) for degree in case.flight.replication.degrees] if grid else [case.flight.replication.degrees]
     found = [value for degrees in sets if (value := search(everything, none, 0, degrees)) is not None]
     return min(found, default=None)
 
@@ -209,13 +209,8 @@ def test_equals_a_search_of_everything(recompute: bool) -> None:
         case = random_case(seed)
         members = all_downsets(case.quotient, 1000)
         assert members is not None
-        line = best_line(
-            Downsets(case.quotient, members),
-            case.fleet,
-            case.flight,
-            replication=case.replication,
-            recompute=recompute,
-        )
+        flight = case.flight._replace(recompute=recompute)
+        line = best_line(Downsets(case.quotient, members), case.fleet, flight)
         best = brute_force(case, recompute=recompute)
         assert (None if line is None else line.value) == best, seed
         if line is None:
@@ -235,7 +230,8 @@ def test_prefixes_and_grids_equal_a_search_of_everything() -> None:
     for seed in range(1000, 1100):
         case = random_case(seed)
         family = Prefixes(case.quotient, range(len(case.quotient)))
-        line = best_grid(family, case.fleet, case.flight, replication=case.replication, recompute=True)
+        grid = case.flight.replication._replace(uniform=True)
+        line = best_line(family, case.fleet, case.flight._replace(replication=grid, recompute=True))
         best = brute_force(case, recompute=True, grid=True, prefixes=True)
         assert (None if line is None else line.value) == best, seed
         if line is not None:
@@ -253,9 +249,7 @@ def test_split_stages_equal_a_search_of_everything() -> None:
         line = best_line(
             Prefixes(case.quotient, order),
             case.fleet,
-            case.flight,
-            replication=case.replication,
-            recompute=True,
+            case.flight._replace(recompute=True),
             sharded={2: Prefixes(split.quotient, order)},
         )
         best = brute_force(case, recompute=True, prefixes=True, split=split)
