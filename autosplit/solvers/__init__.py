@@ -9,7 +9,7 @@ from autosplit.graph import CostGraph
 from autosplit.placement import Objective, Placement, check_placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
-from autosplit.solvers.latency import anneal, schedules
+from autosplit.solvers.latency import side_by_side
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 
@@ -31,13 +31,14 @@ def solve(
     """Place every node on a device.
 
     The best is taken of: each device alone; for two devices the exact cut; equal shares of the work; devices filled
-    in turn; and, in program order and in the order of nested min cuts, the best contiguous split.
-    Then moves improve it.
+    in turn; in program order and in the order of nested min cuts, the best contiguous split; and for latency, where the
+    queues of devices run side by side, list schedules and annealing on the makespan. Then moves improve it.
 
     Args:
         graph: what runs, and what it costs.
         cluster: the devices, in the order in which stages are laid out.
-        objective: "latency" (ns of one step), "throughput" (ns of the busiest device) or "memory" (largest peak).
+        objective: "latency" (ns of one step, ``autosplit.estimate.makespan``), "throughput" (ns of the busiest device)
+            or "memory" (largest peak).
         io_device: where inputs arrive and outputs return: a device, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
 
@@ -46,8 +47,9 @@ def solve(
         bound is proved. It is the same whatever the hash seed.
 
         Never worse than the best single device, equal split or sequential fill that fits. Exact for one device,
-        for latency on two devices when memory does not bind, and for up to some 10 nodes.
-        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000.
+        for latency on two synchronous devices when memory does not bind, and for up to some 10 nodes.
+        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000, and another second or two
+        for latency where queues run side by side.
 
     Raises:
         CapacityError: nothing fits (``proved``), or nothing was found that does.
@@ -87,8 +89,7 @@ def _search(pool: Pool, bound: int) -> int:
     if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS:
         splits(pool)
         if problem.objective == "latency" and not problem.is_serial:
-            schedules(pool)
-            anneal(pool, bound)
+            side_by_side(pool, bound)
         improve(pool, min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // problem.n)), bound)
         if pool.fits:
             return bound
