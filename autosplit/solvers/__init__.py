@@ -43,14 +43,15 @@ def solve(
     """Place every node on a device.
 
     The best is taken of: each device alone; for two devices the exact cut; equal shares of the work; devices filled
-    in turn; and, in program order and in the order of nested min cuts, the best contiguous split.
-    Then moves improve it.
+    in turn; in program order and in the order of nested min cuts, the best contiguous split; and for latency, where the
+    queues of devices run side by side, list schedules and annealing on the makespan. Then moves improve it.
 
     Args:
         graph: what runs, and what it costs.
         devices: in the order in which stages are laid out: a spec ("2x24GiB"), a path of a cluster.toml, a list of
             Device, or a Cluster.
-        objective: "latency" (ns of one step), "throughput" (ns of the busiest device) or "memory" (largest peak).
+        objective: "latency" (ns of one step: ``autosplit.estimate.makespan``, or ``.pieces`` where transfers go
+            through the host), "throughput" (ns of the busiest device) or "memory" (largest peak).
         contiguous: only placements that run as a pipeline: the devices can be ordered so that nothing of the forward
             pass goes back.
         cost_model: what transfers cost, and micro-batches in flight.
@@ -68,8 +69,9 @@ def solve(
         bound is proved. It is the same whatever the hash seed.
 
         Never worse than the best single device, equal split or sequential fill that fits. Exact for one device,
-        for latency on two devices when memory does not bind, and for up to some 10 nodes.
-        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000.
+        for latency on two synchronous devices when memory does not bind, and for up to some 10 nodes.
+        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000, and another second or two
+        for latency where queues run side by side.
 
     Raises:
         AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
