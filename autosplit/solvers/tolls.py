@@ -1,0 +1,292 @@
+"""Tolls: the least that a stage between two spans does, receives, sends and holds, whatever downsets it lies between.
+
+Only what is sure counts: a block is surely in the stage when every downset of the end holds it and none of the start
+does. A wire is surely received when its producer is surely outside and a reader surely inside; it is surely sent when
+its producer is surely inside and a reader surely outside. For two spans of one downset each, this is what the stage
+does. All terms are sums of products of something of the start and something of the end, that is, products of matrices;
+few columns vary near one boundary, and only those are multiplied. Sums stay below 2^53, so floats are exact.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from autosplit.solvers.fleet import UNLIMITED, Fleet
+from autosplit.solvers.quotient import Bools, Ints, Quotient
+from autosplit.solvers.spans import Closure, Floats, Spans
+
+_ROWS = 64
+_CHUNK = 256
+
+
+class Pairs(NamedTuple):
+    """Stages from one span to another.
+
+    Attributes:
+        first: [pairs], the span of the start, ascending.
+        second: [pairs], the span of the end.
+        transfers_ns: [pairs], the least that the fleet's cost model counts as transfers.
+        load_ns: [kinds, pairs], the least time on a device of each kind.
+        fixed_bytes, stash_bytes: [pairs], the least that it holds; empty when memory binds nowhere.
+    """
+
+    first: Ints
+    second: Ints
+    transfers_ns: Ints
+    load_ns: Ints
+    fixed_bytes: Ints
+    stash_bytes: Ints
+
+    @property
+    def count(self) -> int:
+        """How many stages."""
+        return len(self.first)
+
+
+class Sides(NamedTuple):
+    """Rows of spans, and what their columns have in common."""
+
+    lower: Bools
+    upper: Bools
+    any_lower: Bools
+    all_lower: Bools
+    any_upper: Bools
+    all_upper: Bools
+
+    @classmethod
+    def of(cls, lower: Bools, upper: Bools) -> Sides:
+        """The rows given."""
+        return cls(lower, upper, lower.any(0), lower.all(0), upper.any(0), upper.all(0))
+
+
+class Wires:
+    """The wires of a quotient as arrays; the readers of wire t are ``readers[starts[t] : starts[t] + sizes[t]]``."""
+
+    def __init__(self, quotient: Quotient, closure: Closure) -> None:
+        wires = [wire for wire in quotient.wires if wire.cost and wire.readers]
+        self.cost = np.array([wire.cost for wire in wires], dtype=np.float64)
+        self.producer = np.array([wire.producer for wire in wires], dtype=np.int64)
+        self.sizes = np.array([len(wire.readers) for wire in wires], dtype=np.int64)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.readers = np.array([reader for wire in wires for reader in wire.readers], dtype=np.int64)
+        # A reader that need not come after the producer may be in an earlier stage: a gradient.
+        self.back = np.zeros(len(wires), dtype=np.bool_)
+        for number, wire in enumerate(wires):
+            if not all(wire.producer in quotient.before[reader] for reader in wire.readers):
+                after = closure.after(self.producer[number : number + 1])[0]
+                self.back[number] = not after[list(wire.readers)].all()
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def some(self, blocks: Bools) -> Bools:
+        """[wires], whether some reader is among the blocks."""
+        found: Bools = np.logical_or.reduceat(blocks[self.readers], self.starts)
+        return found
+
+    def every(self, blocks: Bools) -> Bools:
+        """[wires], whether every reader is among the blocks."""
+        found: Bools = np.logical_and.reduceat(blocks[self.readers], self.starts)
+        return found
+
+    def readers_in(self, members: Bools, chosen: Ints) -> Ints:
+        """[rows of members, chosen wires], how many readers are in each."""
+        sizes = self.sizes[chosen]
+        starts = np.cumsum(sizes) - sizes
+        index = np.repeat(self.starts[chosen] - starts, sizes) + np.arange(sizes.sum())
+        counts: Ints = np.add.reduceat(members[:, self.readers[index]], starts, axis=1, dtype=np.int64)
+        return counts
+
+    def ranks(self, chosen: Ints) -> tuple[Ints, Ints]:
+        """For every read of the chosen wires: which of them, and its rank from 0 among the wire's reads."""
+        sizes = self.sizes[chosen]
+        which = np.repeat(np.arange(len(chosen)), sizes)
+        return which, np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+class Tolls:
+    """Stages between spans of one quotient on one fleet.
+
+    Args:
+        quotient: the blocks.
+        fleet: the devices.
+        work_ns: [kinds, blocks], as the quotient's, or higher where a block is not allowed.
+        closure: of the blocks.
+    """
+
+    def __init__(self, quotient: Quotient, fleet: Fleet, work_ns: Ints, closure: Closure) -> None:
+        self.fleet = fleet
+        self.work = work_ns.astype(np.float64)
+        self.least = work_ns.min(axis=0).astype(np.float64)
+        self.wires = Wires(quotient, closure)
+        self.bytes = np.stack([quotient.fixed_bytes, quotient.stash_bytes]).astype(np.float64)
+        self.room = max(kind.capacity_bytes for kind in fleet.kinds)
+        self.tight = self.room < UNLIMITED
+
+    def pairs(self, spans: Spans, most_ns: int, reach_ns: float, limit: int) -> Pairs | None:
+        """All stages of at most ``most_ns`` between spans whose states fit.
+
+        Args:
+            spans: in ascending order of ``least`` work of their lower downsets.
+            most_ns: the longest time of a stage.
+            reach_ns: the most ``least`` work that a device can do in this time.
+            limit: the most pairs.
+
+        Returns:
+            The stages; None when there are more than the limit.
+        """
+        count = spans.count
+        low, high = spans.lower @ self.least, spans.upper @ self.least
+        crossing = self._crossing(spans)
+        used = np.array([sum(state) for state in self.fleet.states])
+        left = np.where(spans.alive, used[:, None], -1).max(axis=0), np.where(spans.alive, used[:, None], 1 << 20).min(0)
+        single = spans.single
+        found: list[tuple[Ints, ...]] = []
+        total = 0
+        for at in range(0, count, _ROWS):
+            rows = slice(at, min(at + _ROWS, count))
+            near = (low <= high[rows].max() + reach_ns) & (high >= low[rows].min())
+            near &= (left[1] < left[0][rows].max()) & (left[0] >= left[1][rows].min() - 1)
+            ends = np.flatnonzero(near)
+            if not len(ends):
+                continue
+            part = self._block(spans, (rows, ends), (left, single), crossing[:, ends], most_ns)
+            found.append(part)
+            total += len(part[0])
+            if total > limit:
+                return None
+        return _joined(found, len(self.work), self.tight)
+
+    def _block(
+        self, spans: Spans, where: tuple[slice, Ints], marks: tuple[tuple[Ints, Ints], Bools], crossing: Floats, most_ns: int
+    ) -> tuple[Ints, ...]:
+        """The stages from some rows to some ends: first, second, transfers, loads, bytes."""
+        rows, ends = where
+        (most_left, least_left), single = marks
+        start = Sides.of(spans.lower[rows], spans.upper[rows])
+        end = Sides.of(spans.lower[ends], spans.upper[ends])
+        good = ~_outside(start, end)
+        good &= (least_left[ends] < most_left[rows, None]) & (most_left[ends] >= least_left[rows, None] - 1)
+        good &= ~(single[ends] & (ends == np.arange(rows.start, rows.stop)[:, None]))
+        transfers = self._received(start, end, crossing[1])
+        if self.fleet.sender_pays:
+            transfers = transfers + self._sent(start, end, crossing[0])
+        loads = [self._load(kind, self._inside(start, end, self.work[kind]), transfers) for kind in range(len(self.work))]
+        good &= np.minimum.reduce(loads) <= most_ns
+        held: list[Floats] = []
+        if self.tight:
+            held = [self._inside(start, end, self.bytes[0]), self._inside(start, end, self.bytes[1])]
+            good &= held[0] + held[1] <= self.room
+        row, column = np.nonzero(good)
+        figures = [np.asarray(values[row, column], dtype=np.int64) for values in (transfers, *loads, *held)]
+        return (row + rows.start, ends[column], *figures)
+
+    def _load(self, kind: int, work: Floats, transfers: Floats) -> Floats:
+        if not self.fleet.kinds[kind].pays:
+            return work
+        return np.maximum(work, transfers) if self.fleet.overlap else work + transfers
+
+    def _inside(self, start: Sides, end: Sides, value: Floats) -> Floats:
+        """The sum of ``value`` over the blocks that are surely in the stage."""
+        shared = start.any_upper & end.any_lower
+        sure = start.all_upper & end.all_lower
+        columns = np.flatnonzero(shared & ~sure & (value != 0))
+        total = end.lower @ value - value[sure].sum()
+        both = (start.upper[:, columns] * value[columns]) @ end.lower[:, columns].T.astype(np.float64)
+        result: Floats = total - both
+        return result
+
+    def _crossing(self, spans: Spans) -> Floats:
+        """[2, spans]: the wires that surely cross it, by cost: those made before it, and those made after it."""
+        wires, total = self.wires, np.zeros((2, spans.count))
+        if not len(wires):
+            return total
+        everything = np.arange(len(wires))
+        back = np.flatnonzero(wires.back)
+        for at in range(0, spans.count, _CHUNK):
+            rows = slice(at, at + _CHUNK)
+            rest = wires.readers_in(spans.upper[rows], everything) < wires.sizes
+            total[0, rows] = (spans.lower[rows][:, wires.producer] & rest) @ wires.cost
+            if len(back):
+                read = wires.readers_in(spans.lower[rows], back) > 0
+                total[1, rows] = (~spans.upper[rows][:, wires.producer[back]] & read) @ wires.cost[back]
+        return total
+
+    def _received(self, start: Sides, end: Sides, crossing: Floats) -> Floats:
+        """The wires that the stage surely receives: made before it, and (gradients) made after it."""
+        wires, total = self.wires, np.zeros((len(start.lower), len(end.lower)))
+        if not len(wires):
+            return total
+        read = wires.some(end.any_lower & ~start.all_upper)
+        chosen = np.flatnonzero(start.any_lower[wires.producer] & read)
+        if len(chosen):
+            which, rank = wires.ranks(chosen)
+            before = wires.readers_in(start.upper, chosen)[:, which] == rank
+            left = (before & start.lower[:, wires.producer[chosen[which]]]) * wires.cost[chosen[which]]
+            total += left @ (wires.readers_in(end.lower, chosen)[:, which] > rank).T.astype(np.float64)
+        if wires.back.any():
+            total += self._received_back(start, end, crossing)
+        return total
+
+    def _received_back(self, start: Sides, end: Sides, crossing: Floats) -> Floats:
+        """Of the gradients that cross the end backwards, those that are not surely read before the start alone."""
+        wires = self.wires
+        late = ~end.all_upper[wires.producer] & wires.some(end.any_lower) & wires.some(start.any_upper)
+        chosen = np.flatnonzero(wires.back & late)
+        total = np.broadcast_to(crossing, (len(start.lower), len(end.lower)))
+        if not len(chosen):
+            return total
+        which, rank = wires.ranks(chosen)
+        before = (wires.readers_in(start.upper, chosen)[:, which] == rank + 1) * wires.cost[chosen[which]]
+        read = wires.readers_in(end.lower, chosen)[:, which]
+        no_more = (read > 0) & (read <= rank + 1) & ~end.upper[:, wires.producer[chosen[which]]]
+        result: Floats = total - before @ no_more.T.astype(np.float64)
+        return result
+
+    def _sent(self, start: Sides, end: Sides, crossing: Floats) -> Floats:
+        """The wires that the stage surely sends: of those that cross its end, the ones not made before its start."""
+        wires = self.wires
+        total = np.broadcast_to(crossing, (len(start.lower), len(end.lower)))
+        if not len(wires):
+            return total
+        made = start.any_upper[wires.producer] & end.any_lower[wires.producer]
+        chosen = np.flatnonzero(made & ~wires.every(end.all_upper))
+        if len(chosen):
+            crosses = wires.readers_in(end.upper, chosen) < wires.sizes[chosen]
+            crosses &= end.lower[:, wires.producer[chosen]]
+            total = total - (start.upper[:, wires.producer[chosen]] * wires.cost[chosen]) @ crosses.T.astype(np.float64)
+        if wires.back.any():
+            total = total + self._sent_back(start, end)
+        return total
+
+    def _sent_back(self, start: Sides, end: Sides) -> Floats:
+        """The gradients that the stage surely makes for blocks before it, and that do not cross its end."""
+        wires = self.wires
+        made = ~start.all_upper[wires.producer] & end.any_lower[wires.producer]
+        chosen = np.flatnonzero(wires.back & made & wires.some(start.any_lower))
+        if not len(chosen):
+            return np.zeros((len(start.lower), len(end.lower)))
+        producer = wires.producer[chosen]
+        left = (wires.readers_in(start.lower, chosen) > 0) & ~start.upper[:, producer]
+        right = end.lower[:, producer] & (wires.readers_in(end.upper, chosen) == wires.sizes[chosen])
+        result: Floats = (left * wires.cost[chosen]) @ right.T.astype(np.float64)
+        return result
+
+
+def _outside(start: Sides, end: Sides) -> Bools:
+    """[starts, ends], whether no downset of the end holds one of the start."""
+    columns = np.flatnonzero(start.any_lower & ~end.all_upper)
+    missing = start.lower[:, columns].astype(np.float32) @ (~end.upper[:, columns]).T.astype(np.float32)
+    outside: Bools = missing > 0
+    return outside
+
+
+def _joined(parts: list[tuple[Ints, ...]], kinds: int, tight: bool) -> Pairs:
+    """The blocks of pairs as one."""
+    none = np.zeros(0, dtype=np.int64)
+    width = 3 + kinds + 2 * tight
+    columns = [np.concatenate([none, *(part[c] for part in parts)]) for c in range(width)]
+    held = columns[3 + kinds :] if tight else [none, none]
+    return Pairs(columns[0], columns[1], columns[2], np.stack(columns[3 : 3 + kinds]), held[0], held[1])
