@@ -46,6 +46,10 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return min(self.microbatches, stages_to_end) if self.schedule == "1f1b" else self.microbatches
 
 
+DIRECT = CostModel()
+"""Each device pays for what it sends and receives; one micro-batch."""
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a solver returns: a device for each node, and how good that is known to be.
 

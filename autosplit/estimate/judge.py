@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from autosplit.device import HOST, Cluster
 from autosplit.graph import CostGraph, Tensor
-from autosplit.placement import CostModel, Objective
+from autosplit.placement import DIRECT, CostModel, Objective
 
 
 class Item(NamedTuple):
@@ -59,7 +59,7 @@ class Judge:
     """
 
     def __init__(
-        self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = CostModel()
+        self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = DIRECT
     ) -> None:
         self.graph, self.cluster, self.model = graph, cluster, model
         self.train = graph.mode == "train"

@@ -61,16 +61,17 @@ class Family(ABC):
         return int(self.least_ns.shape[-1])
 
     @abstractmethod
-    def row(self, start: int, upper_ns: int) -> Row:
-        """The stages from a downset, those left out whose work alone is more than ``upper_ns`` on every kind."""
+    def row(self, start: int, first: int, last: int) -> Row:
+        """The stages from a downset to those from number ``first`` to before ``last`` that hold it."""
 
     @abstractmethod
     def blocks(self, start: int, end: int) -> list[int]:
         """The blocks of a stage."""
 
-    def last(self, start: int, upper_ns: int) -> int:
-        """One past the last downset that a stage from ``start`` of at most this much work may end at."""
-        return int(np.searchsorted(self.least_ns, self.least_ns[start] + upper_ns, side="right"))
+    def reach(self, least_ns: int, most_ns: int) -> tuple[int, int]:
+        """The first number, and one past the last, of the downsets whose work is between two figures."""
+        first = int(np.searchsorted(self.least_ns, least_ns, side="left"))
+        return first, int(np.searchsorted(self.least_ns, most_ns, side="right"))
 
 
 class Prefixes(Family):
@@ -92,10 +93,10 @@ class Prefixes(Family):
             setattr(self, name, getattr(self, name)[..., self.cuts])
         self._in, self._out = self._transfers()
 
-    def row(self, start: int, upper_ns: int) -> Row:
+    def row(self, start: int, first: int, last: int) -> Row:
         """See Family."""
-        last = self.last(start, upper_ns)
-        return Row(np.arange(start + 1, last), self._in[start, start + 1 : last], self._out[start, start + 1 : last])
+        first = max(start + 1, first)
+        return Row(np.arange(first, last), self._in[start, first:last], self._out[start, first:last])
 
     def blocks(self, start: int, end: int) -> list[int]:
         """See Family."""
@@ -176,15 +177,14 @@ class Downsets(Family):
         self._across_in = (self._across & ~self._made) @ self._cost
         self._across_out = (self._across & self._made) @ self._cost
 
-    def row(self, start: int, upper_ns: int) -> Row:
+    def row(self, start: int, first: int, last: int) -> Row:
         """See Family.
 
         A wire that has an end before the stage is looked at for itself. Every other wire that crosses the stage's end
         is paid there once: as sent when its producer is inside, as received when only readers are.
         """
-        last = self.last(start, upper_ns)
-        own = self._words[start]
-        ends = start + 1 + np.flatnonzero(((self._words[start + 1 : last] & own) == own).all(axis=1))
+        own, first = self._words[start], max(start + 1, first)
+        ends = first + np.flatnonzero(((self._words[first:last] & own) == own).all(axis=1))
         crossing = np.flatnonzero(self._across[start])
         cost = self._cost[crossing]
         inside = self._made[np.ix_(ends, crossing)]

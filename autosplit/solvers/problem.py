@@ -12,7 +12,7 @@ from autosplit.device import HOST, Cluster
 from autosplit.errors import DeviceError, GraphError
 from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph
-from autosplit.placement import CostModel, Objective
+from autosplit.placement import DIRECT, CostModel, Objective
 
 NOTHING_FITS = 2**63
 """A bound above every value: no placement fits at all."""
@@ -54,7 +54,7 @@ class Problem:
         objective: Objective = "latency",
         io_device: str = HOST,
         capacities: Mapping[str, int] | None = None,
-        model: CostModel = CostModel(),
+        model: CostModel = DIRECT,
         *,
         contiguous: bool = False,
     ) -> None:

@@ -31,6 +31,9 @@ class Flight(NamedTuple):
         return self.microbatches if self.all_at_once else min(stages_to_end, self.microbatches)
 
 
+ONE_AT_A_TIME = Flight()
+
+
 class Stage(NamedTuple):
     """A run of blocks on a device of one kind."""
 
@@ -55,7 +58,7 @@ class Line(NamedTuple):
         return labels
 
 
-def best_line(family: Family, fleet: Fleet, flight: Flight = Flight(), upper_ns: int = NEVER) -> Line | None:
+def best_line(family: Family, fleet: Fleet, flight: Flight = ONE_AT_A_TIME, upper_ns: int = NEVER) -> Line | None:
     """The contiguous plan of least bottleneck whose boundaries are downsets of a family.
 
     Args:
@@ -104,11 +107,21 @@ class _Search:
     def run(self, *, peak: bool) -> int:
         """Fill the table; the cost of a stage is its time, the costs' maximum counts, or (not peak) its transfers."""
         for start in reversed(range(len(self.family) - 1)):
-            row = self.family.row(start, self.upper_ns)
-            if len(row.ends):
+            reach = self._reach(start)
+            row = self.family.row(start, *reach) if reach[0] < reach[1] else None
+            if row is not None and len(row.ends):
                 for kind in range(len(self.fleet.kinds)):
                     self._extend(start, row, kind, peak)
         return int(self.best[:, 0].min())
+
+    def _reach(self, start: int) -> tuple[int, int]:
+        """Where a stage from ``start`` may end: what is before and after it must fit into ``upper_ns`` a device."""
+        done, total = int(self.family.least_ns[start]), int(self.family.least_ns[-1])
+        devices_before = -(-done // self.upper_ns) if self.upper_ns > 0 else self.fleet.size * (done > 0)
+        devices_after = self.fleet.size - devices_before - 1
+        if devices_after < 0:
+            return 0, 0
+        return self.family.reach(total - devices_after * self.upper_ns, done + self.upper_ns)
 
     def _extend(self, start: int, row: Row, kind: int, peak: bool) -> None:
         """The stages from ``start`` on a device of a kind, before every rest that is known."""
