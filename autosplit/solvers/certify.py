@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from autosplit.solvers.fleet import Fleet
-from autosplit.solvers.quotient import Bools, Ints, Quotient, bottleneck, loads
+from autosplit.solvers.quotient import Ints, Quotient, bottleneck, loads
 from autosplit.solvers.reach import RATE, Reach, Scene
 from autosplit.solvers.spans import Closure, Floats, Spans, all_downsets, split
 from autosplit.solvers.stages import Flight
 from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000
+_MOST_CUTS = 400
 _MOST_SPANS = 12_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
@@ -128,7 +129,7 @@ class _Proof:
     def _refine(self, spans: Spans, most_ns: int, budget: int, stop: Callable[[], bool]) -> Spans | None:
         """Cut spans until no plan of at most ``most_ns`` is possible (None), or the budget is spent (what is left)."""
         while not stop():
-            spans = self._ordered(spans)
+            spans = self.tolls.cuts.refresh(self._ordered(spans), most_ns, _MOST_CUTS)
             scene = self._scene(spans, most_ns)
             if scene is None:
                 return spans
@@ -142,7 +143,7 @@ class _Proof:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
                 return None
             self._bisect(scene, most_ns)
-            spans = Spans(spans.lower, spans.upper, reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
+            spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
             if not len(chosen) or spans.count + len(chosen) > _MOST_SPANS or self.spent > budget:
                 return spans

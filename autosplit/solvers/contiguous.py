@@ -147,9 +147,7 @@ def by_all_downsets(quotient: Quotient, fleet: Fleet, flight: Flight, upper_ns: 
     return best_line(Downsets(quotient, members), fleet, flight, upper_ns), True
 
 
-def by_neighbours(
-    quotient: Quotient, fleet: Fleet, flight: Flight, line: Line, may_go_on: Callable[[], bool]
-) -> Line:
+def by_neighbours(quotient: Quotient, fleet: Fleet, flight: Flight, line: Line, may_go_on: Callable[[], bool]) -> Line:
     """A plan that no other is better than among those whose boundaries are near its own.
 
     Each round: the downsets a few moves from each boundary and the cheapest cuts around it; the best plan over all

@@ -26,11 +26,14 @@ class Spans(NamedTuple):
         lower: [spans, blocks], the blocks that every downset of the span holds; a downset itself.
         upper: [spans, blocks], the blocks that some downset of the span holds; a downset itself.
         alive: [states, spans], whether a plan that is looked for may have its boundary there, with these devices after.
+        cuts: [rows, spans], what stages pay at such a boundary: see ``cuts.Row``. What holds for a span holds for part of
+            it.
     """
 
     lower: Bools
     upper: Bools
     alive: Bools
+    cuts: Floats
 
     @property
     def count(self) -> int:
@@ -39,7 +42,7 @@ class Spans(NamedTuple):
 
     def take(self, chosen: Ints) -> Spans:
         """Some of the spans, in the order given."""
-        return Spans(self.lower[chosen], self.upper[chosen], self.alive[:, chosen])
+        return Spans(self.lower[chosen], self.upper[chosen], self.alive[:, chosen], self.cuts[:, chosen])
 
     @property
     def single(self) -> Bools:
@@ -56,7 +59,8 @@ def all_downsets(blocks: int, states: int) -> Spans:
     alive = np.ones((states, 3), dtype=np.bool_)
     alive[0, :2] = False
     alive[1:, 2] = False
-    return Spans(lower, upper, alive)
+    unknown = (-np.inf, np.inf, 0, 0, -np.inf, np.inf, np.inf)
+    return Spans(lower, upper, alive, np.repeat(np.array(unknown)[:, None], 3, axis=1))
 
 
 class Closure:
@@ -113,6 +117,7 @@ def split(spans: Spans, chosen: Ints, closure: Closure, weight: Floats) -> Spans
         np.concatenate([part.lower for part in parts]),
         np.concatenate([part.upper for part in parts]),
         np.concatenate([part.alive for part in parts], axis=1),
+        np.concatenate([part.cuts for part in parts], axis=1),
     )
 
 

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autosplit.solvers.cuts import Cuts, Row
 from autosplit.solvers.fleet import UNLIMITED, Fleet
 from autosplit.solvers.quotient import Bools, Ints, Quotient
 from autosplit.solvers.spans import Closure, Floats, Spans
+from autosplit.solvers.wires import Wires
 
 _ROWS = 64
 _CHUNK = 256
@@ -61,51 +63,6 @@ class Sides(NamedTuple):
         return cls(lower, upper, lower.any(0), lower.all(0), upper.any(0), upper.all(0))
 
 
-class Wires:
-    """The wires of a quotient as arrays; the readers of wire t are ``readers[starts[t] : starts[t] + sizes[t]]``."""
-
-    def __init__(self, quotient: Quotient, closure: Closure) -> None:
-        wires = [wire for wire in quotient.wires if wire.cost and wire.readers]
-        self.cost = np.array([wire.cost for wire in wires], dtype=np.float64)
-        self.producer = np.array([wire.producer for wire in wires], dtype=np.int64)
-        self.sizes = np.array([len(wire.readers) for wire in wires], dtype=np.int64)
-        self.starts = np.cumsum(self.sizes) - self.sizes
-        self.readers = np.array([reader for wire in wires for reader in wire.readers], dtype=np.int64)
-        # A reader that need not come after the producer may be in an earlier stage: a gradient.
-        self.back = np.zeros(len(wires), dtype=np.bool_)
-        for number, wire in enumerate(wires):
-            if not all(wire.producer in quotient.before[reader] for reader in wire.readers):
-                after = closure.after(self.producer[number : number + 1])[0]
-                self.back[number] = not after[list(wire.readers)].all()
-
-    def __len__(self) -> int:
-        return len(self.cost)
-
-    def some(self, blocks: Bools) -> Bools:
-        """[wires], whether some reader is among the blocks."""
-        found: Bools = np.logical_or.reduceat(blocks[self.readers], self.starts)
-        return found
-
-    def every(self, blocks: Bools) -> Bools:
-        """[wires], whether every reader is among the blocks."""
-        found: Bools = np.logical_and.reduceat(blocks[self.readers], self.starts)
-        return found
-
-    def readers_in(self, members: Bools, chosen: Ints) -> Ints:
-        """[rows of members, chosen wires], how many readers are in each."""
-        sizes = self.sizes[chosen]
-        starts = np.cumsum(sizes) - sizes
-        index = np.repeat(self.starts[chosen] - starts, sizes) + np.arange(sizes.sum())
-        counts: Ints = np.add.reduceat(members[:, self.readers[index]], starts, axis=1, dtype=np.int64)
-        return counts
-
-    def ranks(self, chosen: Ints) -> tuple[Ints, Ints]:
-        """For every read of the chosen wires: which of them, and its rank from 0 among the wire's reads."""
-        sizes = self.sizes[chosen]
-        which = np.repeat(np.arange(len(chosen)), sizes)
-        return which, np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-
-
 class Tolls:
     """Stages between spans of one quotient on one fleet.
 
@@ -124,6 +81,7 @@ class Tolls:
         self.bytes = np.stack([quotient.fixed_bytes, quotient.stash_bytes]).astype(np.float64)
         self.room = max(kind.capacity_bytes for kind in fleet.kinds)
         self.tight = self.room < UNLIMITED
+        self.cuts = Cuts(quotient, fleet, work_ns.min(axis=0), closure, self.wires)
 
     def pairs(self, spans: Spans, most_ns: int, reach_ns: float, limit: int) -> Pairs | None:
         """All stages of at most ``most_ns`` between spans whose states fit.
@@ -140,8 +98,12 @@ class Tolls:
         count = spans.count
         low, high = spans.lower @ self.least, spans.upper @ self.least
         crossing = self._crossing(spans)
+        far = self._far(spans)
         used = np.array([sum(state) for state in self.fleet.states])
-        left = np.where(spans.alive, used[:, None], -1).max(axis=0), np.where(spans.alive, used[:, None], 1 << 20).min(0)
+        left = (
+            np.where(spans.alive, used[:, None], -1).max(axis=0),
+            np.where(spans.alive, used[:, None], 1 << 20).min(0),
+        )
         single = spans.single
         found: list[tuple[Ints, ...]] = []
         total = 0
@@ -152,7 +114,7 @@ class Tolls:
             ends = np.flatnonzero(near)
             if not len(ends):
                 continue
-            part = self._block(spans, (rows, ends), (left, single), crossing[:, ends], most_ns)
+            part = self._block(spans, (rows, ends), (left, single), (crossing, far), most_ns)
             found.append(part)
             total += len(part[0])
             if total > limit:
@@ -160,7 +122,12 @@ class Tolls:
         return _joined(found, len(self.work), self.tight)
 
     def _block(
-        self, spans: Spans, where: tuple[slice, Ints], marks: tuple[tuple[Ints, Ints], Bools], crossing: Floats, most_ns: int
+        self,
+        spans: Spans,
+        where: tuple[slice, Ints],
+        marks: tuple[tuple[Ints, Ints], Bools],
+        sums: tuple[Floats, Floats],
+        most_ns: int,
     ) -> tuple[Ints, ...]:
         """The stages from some rows to some ends: first, second, transfers, loads, bytes."""
         rows, ends = where
@@ -170,10 +137,23 @@ class Tolls:
         good = ~_outside(start, end)
         good &= (least_left[ends] < most_left[rows, None]) & (most_left[ends] >= least_left[rows, None] - 1)
         good &= ~(single[ends] & (ends == np.arange(rows.start, rows.stop)[:, None]))
-        transfers = self._received(start, end, crossing[1])
+        crossing, far = sums
+        transfers = self._received(start, end, crossing[1, ends])
         if self.fleet.sender_pays:
-            transfers = transfers + self._sent(start, end, crossing[0])
-        loads = [self._load(kind, self._inside(start, end, self.work[kind]), transfers) for kind in range(len(self.work))]
+            transfers = transfers + self._sent(start, end, crossing[0, ends])
+        ends_far = far[0, rows, None] < spans.cuts[Row.MADE_AFTER, ends]
+        starts_far = spans.cuts[Row.READ_BEFORE, rows, None] <= far[1, ends]
+        cut = ends_far * spans.cuts[Row.END, ends] + starts_far * spans.cuts[Row.START, rows, None]
+        transfers = np.maximum(transfers, cut)
+        loads = [
+            self._load(kind, self._inside(start, end, self.work[kind]), transfers) for kind in range(len(self.work))
+        ]
+        if not self.fleet.overlap:
+            until = np.where(ends_far, spans.cuts[Row.END_LOAD, ends], far[2, ends])
+            since = np.where(starts_far, spans.cuts[Row.START_LOAD, rows, None], far[3, rows, None])
+            for kind, own in enumerate(self.fleet.kinds):
+                if own.pays:
+                    np.maximum(loads[kind], until - since, out=loads[kind])
         good &= np.minimum.reduce(loads) <= most_ns
         held: list[Floats] = []
         if self.tight:
@@ -182,6 +162,16 @@ class Tolls:
         row, column = np.nonzero(good)
         figures = [np.asarray(values[row, column], dtype=np.int64) for values in (transfers, *loads, *held)]
         return (row + rows.start, ends[column], *figures)
+
+    def _far(self, spans: Spans) -> Floats:
+        """[4, spans]: the latest earliest start before the boundary, the earliest latest start after it, least, most."""
+        far = np.empty((4, spans.count))
+        for at in range(0, spans.count, _CHUNK):
+            rows = slice(at, at + _CHUNK)
+            far[0, rows] = np.where(spans.upper[rows], self.cuts.earliest, -np.inf).max(axis=1)
+            far[1, rows] = np.where(spans.lower[rows], np.inf, self.cuts.latest).min(axis=1)
+        far[2], far[3] = spans.lower @ self.least, spans.upper @ self.least
+        return far
 
     def _load(self, kind: int, work: Floats, transfers: Floats) -> Floats:
         if not self.fleet.kinds[kind].pays:
