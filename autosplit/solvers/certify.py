@@ -17,11 +17,12 @@ from autosplit.solvers.fleet import Fleet
 from autosplit.solvers.quotient import Ints, Quotient, bottleneck, loads
 from autosplit.solvers.reach import RATE, Reach, Scene
 from autosplit.solvers.spans import Closure, Floats, Spans, all_downsets, split
-from autosplit.solvers.stages import Flight
+from autosplit.solvers.stages import ONE_AT_A_TIME, Flight
 from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000
 _MOST_CUTS = 400
+_TRIES = 5
 _MOST_SPANS = 12_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
@@ -53,7 +54,7 @@ def certify(
     fleet: Fleet,
     best_ns: int,
     *,
-    flight: Flight = Flight(),
+    flight: Flight = ONE_AT_A_TIME,
     effort: int = 20_000_000,
     stop: Callable[[], bool] = lambda: False,
 ) -> Certificate:
@@ -103,14 +104,20 @@ class _Proof:
             self.closure = Closure(self.quotient)
             self.tolls = Tolls(self.quotient, self.fleet, self.work, self.closure)
             self.weight = self._weight()
-            spans = self._refine(
-                all_downsets(len(self.quotient), len(self.fleet.states)), self.best_ns - 1, effort // 2, stop
-            )
-            while spans is not None and self.bound_ns < self.best_ns - 1 and self.spent < effort and not stop():
-                middle = (self.bound_ns + self.best_ns) // 2
-                if self._refine(spans, middle, self.spent + effort // 8, stop) is not None:
-                    break
+            self._search(effort, stop)
         return Certificate(self.bound_ns, self.best_ns, self.labels, self.spent)
+
+    def _search(self, effort: int, stop: Callable[[], bool]) -> None:
+        """Try to prove the best plan optimal; then, as long as there is effort left, what lies half way below it."""
+        if self._refine(self.best_ns - 1, effort // 2, stop):
+            return
+        high = self.best_ns
+        for _ in range(_TRIES):
+            middle = (self.bound_ns + high) // 2
+            if middle <= self.bound_ns or self.spent > effort or stop():
+                return
+            if not self._refine(middle, self.spent + effort // 4, stop):
+                high = middle
 
     def _trivial(self) -> int:
         """The work shared out by speed, and the largest block."""
@@ -126,13 +133,14 @@ class _Proof:
             weight[list(wire.readers)] += wire.cost / max(1, len(wire.readers))
         return weight
 
-    def _refine(self, spans: Spans, most_ns: int, budget: int, stop: Callable[[], bool]) -> Spans | None:
-        """Cut spans until no plan of at most ``most_ns`` is possible (None), or the budget is spent (what is left)."""
+    def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> bool:
+        """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
+        spans = all_downsets(len(self.quotient), len(self.fleet.states))
         while not stop():
             spans = self.tolls.cuts.refresh(self._ordered(spans), most_ns, _MOST_CUTS)
             scene = self._scene(spans, most_ns)
             if scene is None:
-                return spans
+                return False
             self.spent += scene.pairs.count
             reach = Reach(scene, most_ns)
             while reach.possible and self._concrete(spans, reach.chain()):
@@ -141,14 +149,14 @@ class _Proof:
                     reach = Reach(scene, most_ns)
             if not reach.possible:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
-                return None
+                return True
             self._bisect(scene, most_ns)
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
             if not len(chosen) or spans.count + len(chosen) > _MOST_SPANS or self.spent > budget:
-                return spans
+                return False
             spans = split(spans, chosen, self.closure, self.weight)
-        return spans
+        return False
 
     def _ordered(self, spans: Spans) -> Spans:
         """By work, the empty downset first and all blocks last."""

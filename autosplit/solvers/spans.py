@@ -26,14 +26,16 @@ class Spans(NamedTuple):
         lower: [spans, blocks], the blocks that every downset of the span holds; a downset itself.
         upper: [spans, blocks], the blocks that some downset of the span holds; a downset itself.
         alive: [states, spans], whether a plan that is looked for may have its boundary there, with these devices after.
-        cuts: [rows, spans], what stages pay at such a boundary: see ``cuts.Row``. What holds for a span holds for part of
-            it.
+        part: [spans], the number under which ``cuts`` keeps what stages pay at such a boundary, or at one of a larger
+            span that holds it; 0 is nothing.
+        fresh: [spans], whether that was found for the span itself.
     """
 
     lower: Bools
     upper: Bools
     alive: Bools
-    cuts: Floats
+    part: Ints
+    fresh: Bools
 
     @property
     def count(self) -> int:
@@ -42,7 +44,9 @@ class Spans(NamedTuple):
 
     def take(self, chosen: Ints) -> Spans:
         """Some of the spans, in the order given."""
-        return Spans(self.lower[chosen], self.upper[chosen], self.alive[:, chosen], self.cuts[:, chosen])
+        return Spans(
+            self.lower[chosen], self.upper[chosen], self.alive[:, chosen], self.part[chosen], self.fresh[chosen]
+        )
 
     @property
     def single(self) -> Bools:
@@ -59,8 +63,7 @@ def all_downsets(blocks: int, states: int) -> Spans:
     alive = np.ones((states, 3), dtype=np.bool_)
     alive[0, :2] = False
     alive[1:, 2] = False
-    unknown = (-np.inf, np.inf, 0, 0, -np.inf, np.inf, np.inf)
-    return Spans(lower, upper, alive, np.repeat(np.array(unknown)[:, None], 3, axis=1))
+    return Spans(lower, upper, alive, np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.bool_))
 
 
 class Closure:
@@ -110,6 +113,7 @@ def split(spans: Spans, chosen: Ints, closure: Closure, weight: Floats) -> Spans
     parts = [spans.take(np.flatnonzero(keep))]
     for at in range(0, len(chosen), _ROWS):
         old = spans.take(chosen[at : at + _ROWS])
+        old.fresh[:] = False
         blocks = _middle(old, closure, weight)
         parts.append(old._replace(lower=old.lower | closure.before(blocks)))
         parts.append(old._replace(upper=old.upper & ~closure.after(blocks)))
@@ -117,7 +121,8 @@ def split(spans: Spans, chosen: Ints, closure: Closure, weight: Floats) -> Spans
         np.concatenate([part.lower for part in parts]),
         np.concatenate([part.upper for part in parts]),
         np.concatenate([part.alive for part in parts], axis=1),
-        np.concatenate([part.cuts for part in parts], axis=1),
+        np.concatenate([part.part for part in parts]),
+        np.concatenate([part.fresh for part in parts]),
     )
 
 

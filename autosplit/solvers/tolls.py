@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autosplit.solvers.cuts import Cuts, Row
+from autosplit.solvers.cuts import Cuts, Parts
 from autosplit.solvers.fleet import UNLIMITED, Fleet
 from autosplit.solvers.quotient import Bools, Ints, Quotient
 from autosplit.solvers.spans import Closure, Floats, Spans
@@ -63,6 +63,26 @@ class Sides(NamedTuple):
         return cls(lower, upper, lower.any(0), lower.all(0), upper.any(0), upper.all(0))
 
 
+class _Table(NamedTuple):
+    """What is known of each span before any pair is looked at."""
+
+    spans: Spans
+    most_left: Ints
+    least_left: Ints
+    single: Bools
+    crossing: Floats
+    parts_end: Parts
+    parts_start: Parts
+
+    def fits(self, rows: slice, ends: Ints) -> Bools:
+        """[rows, ends], whether one device may be between them, and they are not one downset."""
+        fits = self.least_left[ends] < self.most_left[rows, None]
+        fits &= self.most_left[ends] >= self.least_left[rows, None] - 1
+        same = ends == np.arange(rows.start, rows.stop)[:, None]
+        result: Bools = fits & ~(self.single[ends] & same)
+        return result
+
+
 class Tolls:
     """Stages between spans of one quotient on one fleet.
 
@@ -95,65 +115,46 @@ class Tolls:
         Returns:
             The stages; None when there are more than the limit.
         """
-        count = spans.count
+        spans, parts_end, parts_start = self.cuts.parts(spans)
+        used = np.array([sum(state) for state in self.fleet.states])[:, None]
+        most_left = np.where(spans.alive, used, -1).max(axis=0)
+        least_left = np.where(spans.alive, used, self.fleet.size + 1).min(axis=0)
+        table = _Table(spans, most_left, least_left, spans.single, self._crossing(spans), parts_end, parts_start)
         low, high = spans.lower @ self.least, spans.upper @ self.least
-        crossing = self._crossing(spans)
-        far = self._far(spans)
-        used = np.array([sum(state) for state in self.fleet.states])
-        left = (
-            np.where(spans.alive, used[:, None], -1).max(axis=0),
-            np.where(spans.alive, used[:, None], 1 << 20).min(0),
-        )
-        single = spans.single
         found: list[tuple[Ints, ...]] = []
-        total = 0
-        for at in range(0, count, _ROWS):
-            rows = slice(at, min(at + _ROWS, count))
+        for at in range(0, spans.count, _ROWS):
+            rows = slice(at, min(at + _ROWS, spans.count))
             near = (low <= high[rows].max() + reach_ns) & (high >= low[rows].min())
-            near &= (left[1] < left[0][rows].max()) & (left[0] >= left[1][rows].min() - 1)
+            near &= (least_left < most_left[rows].max()) & (most_left >= least_left[rows].min() - 1)
             ends = np.flatnonzero(near)
-            if not len(ends):
-                continue
-            part = self._block(spans, (rows, ends), (left, single), (crossing, far), most_ns)
-            found.append(part)
-            total += len(part[0])
-            if total > limit:
-                return None
+            if len(ends):
+                found.append(self._block(table, rows, ends, most_ns))
+                limit -= len(found[-1][0])
+                if limit < 0:
+                    return None
         return _joined(found, len(self.work), self.tight)
 
-    def _block(
-        self,
-        spans: Spans,
-        where: tuple[slice, Ints],
-        marks: tuple[tuple[Ints, Ints], Bools],
-        sums: tuple[Floats, Floats],
-        most_ns: int,
-    ) -> tuple[Ints, ...]:
+    def _block(self, table: _Table, rows: slice, ends: Ints, most_ns: int) -> tuple[Ints, ...]:
         """The stages from some rows to some ends: first, second, transfers, loads, bytes."""
-        rows, ends = where
-        (most_left, least_left), single = marks
+        spans = table.spans
         start = Sides.of(spans.lower[rows], spans.upper[rows])
         end = Sides.of(spans.lower[ends], spans.upper[ends])
-        good = ~_outside(start, end)
-        good &= (least_left[ends] < most_left[rows, None]) & (most_left[ends] >= least_left[rows, None] - 1)
-        good &= ~(single[ends] & (ends == np.arange(rows.start, rows.stop)[:, None]))
-        crossing, far = sums
-        transfers = self._received(start, end, crossing[1, ends])
+        good = ~_outside(start, end) & table.fits(rows, ends)
+        sure = self._received(start, end, table.crossing[1, ends])
         if self.fleet.sender_pays:
-            transfers = transfers + self._sent(start, end, crossing[0, ends])
-        ends_far = far[0, rows, None] < spans.cuts[Row.MADE_AFTER, ends]
-        starts_far = spans.cuts[Row.READ_BEFORE, rows, None] <= far[1, ends]
-        cut = ends_far * spans.cuts[Row.END, ends] + starts_far * spans.cuts[Row.START, rows, None]
-        transfers = np.maximum(transfers, cut)
-        loads = [
-            self._load(kind, self._inside(start, end, self.work[kind]), transfers) for kind in range(len(self.work))
-        ]
-        if not self.fleet.overlap:
-            until = np.where(ends_far, spans.cuts[Row.END_LOAD, ends], far[2, ends])
-            since = np.where(starts_far, spans.cuts[Row.START_LOAD, rows, None], far[3, rows, None])
-            for kind, own in enumerate(self.fleet.kinds):
-                if own.pays:
-                    np.maximum(loads[kind], until - since, out=loads[kind])
+            sure = sure + self._sent(start, end, table.crossing[0, ends])
+        cut, own_cut, own_load = _parts_ns(table, rows, ends, (start, end))
+        transfers = np.maximum(sure + own_cut, cut)
+        with_work = np.maximum(sure + own_load, cut)
+        loads = []
+        for kind, work in enumerate(self.work):
+            inside = self._inside(start, end, work)
+            if not self.fleet.kinds[kind].pays:
+                loads.append(inside)
+            elif self.fleet.overlap:
+                loads.append(np.maximum(inside, transfers))
+            else:
+                loads.append(inside + with_work)
         good &= np.minimum.reduce(loads) <= most_ns
         held: list[Floats] = []
         if self.tight:
@@ -162,21 +163,6 @@ class Tolls:
         row, column = np.nonzero(good)
         figures = [np.asarray(values[row, column], dtype=np.int64) for values in (transfers, *loads, *held)]
         return (row + rows.start, ends[column], *figures)
-
-    def _far(self, spans: Spans) -> Floats:
-        """[4, spans]: the latest earliest start before the boundary, the earliest latest start after it, least, most."""
-        far = np.empty((4, spans.count))
-        for at in range(0, spans.count, _CHUNK):
-            rows = slice(at, at + _CHUNK)
-            far[0, rows] = np.where(spans.upper[rows], self.cuts.earliest, -np.inf).max(axis=1)
-            far[1, rows] = np.where(spans.lower[rows], np.inf, self.cuts.latest).min(axis=1)
-        far[2], far[3] = spans.lower @ self.least, spans.upper @ self.least
-        return far
-
-    def _load(self, kind: int, work: Floats, transfers: Floats) -> Floats:
-        if not self.fleet.kinds[kind].pays:
-            return work
-        return np.maximum(work, transfers) if self.fleet.overlap else work + transfers
 
     def _inside(self, start: Sides, end: Sides, value: Floats) -> Floats:
         """The sum of ``value`` over the blocks that are surely in the stage."""
@@ -263,6 +249,30 @@ class Tolls:
         right = end.lower[:, producer] & (wires.readers_in(end.upper, chosen) == wires.sizes[chosen])
         result: Floats = (left * wires.cost[chosen]) @ right.T.astype(np.float64)
         return result
+
+
+def _parts_ns(table: _Table, rows: slice, ends: Ints, sides: tuple[Sides, Sides]) -> tuple[Floats, Floats, Floats]:
+    """What stages from rows to ends pay by minimum cuts; of that, by cuts of the spans themselves; likewise with work."""
+    start, end = sides
+    part, fresh = table.spans.part, table.spans.fresh
+    numbers, where = np.unique(part[ends], return_inverse=True)
+    cuts, loads = _paid(table.parts_end, numbers, start.upper, start.any_upper)
+    ending = [values[:, where] for values in (cuts, cuts, loads)]
+    numbers, where = np.unique(part[rows], return_inverse=True)
+    cuts, loads = _paid(table.parts_start, numbers, ~end.lower, ~end.all_lower)
+    starting = [values[:, where].T for values in (cuts, cuts, loads)]
+    keep = (1, fresh[ends], fresh[ends]), (1, fresh[rows, None], fresh[rows, None])
+    cut, own_cut, own_load = (ending[i] * keep[0][i] + starting[i] * keep[1][i] for i in range(3))
+    return cut, own_cut, own_load
+
+
+def _paid(parts: Parts, numbers: Ints, barred: Bools, any_barred: Bools) -> tuple[Floats, Floats]:
+    """[rows, numbers], the transfers, and with work, of the parts of which no block is barred in the row."""
+    chosen = parts.of_numbers(numbers)
+    blocks = parts.blocks[chosen]
+    columns = np.flatnonzero(any_barred & blocks.any(axis=0))
+    free = barred[:, columns].astype(np.float32) @ blocks[:, columns].T.astype(np.float32) == 0
+    return parts.sums(numbers, free * parts.cut_ns[chosen]), parts.sums(numbers, free * parts.load_ns[chosen])
 
 
 def _outside(start: Sides, end: Sides) -> Bools:
