@@ -9,6 +9,7 @@ is one of single downsets, which is a better plan.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000
 _MOST_CUTS = 400
-_TRIES = 5
+_FIRST = 100_000
 _MOST_SPANS = 12_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
@@ -84,6 +85,14 @@ def certify(
     return _Proof(quotient, fleet, best_ns, flight).run(effort, stop)
 
 
+class _Outcome(Enum):
+    """How an attempt to prove that there is no better plan ended."""
+
+    PROVED = auto()
+    SPENT = auto()
+    FULL = auto()
+
+
 class _Proof:
     """The search for one certificate."""
 
@@ -108,16 +117,24 @@ class _Proof:
         return Certificate(self.bound_ns, self.best_ns, self.labels, self.spent)
 
     def _search(self, effort: int, stop: Callable[[], bool]) -> None:
-        """Try to prove the best plan optimal; then, as long as there is effort left, what lies half way below it."""
-        if self._refine(self.best_ns - 1, effort // 2, stop):
-            return
-        high = self.best_ns
-        for _ in range(_TRIES):
-            middle = (self.bound_ns + high) // 2
-            if middle <= self.bound_ns or self.spent > effort or stop():
+        """Close in on the least bottleneck, with little effort for each first, then with more; then prove it.
+
+        Where the effort or the limits end before a proof, the bound is raised as far as the rest allows.
+        """
+        ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
+        while self.bound_ns < self.best_ns and self.spent < effort and not stop():
+            outcome = self._refine(most_ns, self.spent + share, stop)
+            at_top = most_ns >= ceiling - 1
+            ceiling = min(ceiling, self.best_ns)
+            if outcome is _Outcome.FULL:
+                ceiling = min(ceiling, most_ns)
+            elif outcome is _Outcome.SPENT and not at_top:
+                share *= 4
+            near = ceiling - self.bound_ns <= ceiling // 1000
+            if near and ceiling < self.best_ns:
                 return
-            if not self._refine(middle, self.spent + effort // 4, stop):
-                high = middle
+            to_top = near or (outcome is _Outcome.SPENT and not at_top)
+            most_ns = ceiling - 1 if to_top else (self.bound_ns + ceiling) // 2
 
     def _trivial(self) -> int:
         """The work shared out by speed, and the largest block."""
@@ -133,30 +150,32 @@ class _Proof:
             weight[list(wire.readers)] += wire.cost / max(1, len(wire.readers))
         return weight
 
-    def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> bool:
+    def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
         spans = all_downsets(len(self.quotient), len(self.fleet.states))
         while not stop():
             spans = self.tolls.cuts.refresh(self._ordered(spans), most_ns, _MOST_CUTS)
             scene = self._scene(spans, most_ns)
             if scene is None:
-                return False
+                return _Outcome.FULL
             self.spent += scene.pairs.count
             reach = Reach(scene, most_ns)
             while reach.possible and self._concrete(spans, reach.chain()):
-                if self.best_ns - 1 < most_ns:
+                if self.best_ns <= most_ns:
                     most_ns = self.best_ns - 1
                     reach = Reach(scene, most_ns)
             if not reach.possible:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
-                return True
+                return _Outcome.PROVED
             self._bisect(scene, most_ns)
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
-            if not len(chosen) or spans.count + len(chosen) > _MOST_SPANS or self.spent > budget:
-                return False
+            if not len(chosen) or spans.count + len(chosen) > _MOST_SPANS:
+                return _Outcome.FULL
+            if self.spent > budget:
+                break
             spans = split(spans, chosen, self.closure, self.weight)
-        return False
+        return _Outcome.SPENT
 
     def _ordered(self, spans: Spans) -> Spans:
         """By work, the empty downset first and all blocks last."""

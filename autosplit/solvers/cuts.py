@@ -96,6 +96,7 @@ class Cuts:
         work = least_ns.astype(np.float64)
         self._earliest = np.concatenate([closure.before(part) @ work for part in parts]) - work
         self._latest = work.sum() - np.concatenate([closure.after(part) @ work for part in parts])
+        self._known: dict[object, tuple[int, int]] = {}
         self._found: list[tuple[list[Part], list[Part]]] = [([], [])]
 
     def refresh(self, spans: Spans, most_ns: int, most: int) -> Spans:
@@ -143,7 +144,10 @@ class Cuts:
             if self._fleet.sender_pays and number in self._forward:
                 end.forwards(wire, near_before, readers=False)
         loads = not self._fleet.overlap
-        return end.parts(self._least, loads=loads, before=True), start.parts(self._least, loads=loads, before=False)
+        return (
+            end.parts(self._least, self._known, loads=loads, before=True),
+            start.parts(self._least, self._known, loads=loads, before=False),
+        )
 
 
 def _is_gradient(quotient: Quotient, closure: Closure, number: int) -> bool:
@@ -154,109 +158,123 @@ def _is_gradient(quotient: Quotient, closure: Closure, number: int) -> bool:
 
 
 class _Pay(NamedTuple):
-    """What a wire costs when it is cut: ``block`` and all of ``others`` are nodes or terminals."""
+    """What a wire costs when it is cut. The ends are free blocks or terminals; ``near`` is a block that must be there."""
 
-    block: int
-    others: tuple[int, ...]
+    producer: int
+    readers: tuple[int, ...]
     cost: int
     forwards: bool
-    near: int | None
+    near: int
+
+    def paid(self, before: bool) -> bool:
+        """Whether it is paid when its free blocks, if any, are all before the boundary, or all after it."""
+        ends = {end == SOURCE or (before and end != SINK) for end in self.readers}
+        made = self.producer == SOURCE or (before and self.producer != SINK)
+        return (made and False in ends) if self.forwards else (not made and True in ends)
 
 
 class _Boundary:
     """The network of one boundary in a span: what lies before it is on the source's side."""
 
     def __init__(self, quotient: Quotient, lower: Bools, upper: Bools) -> None:
-        self._lower, self._upper = lower, upper
+        self._quotient, self._lower, self._upper = quotient, lower, upper
         self.free = np.flatnonzero(upper & ~lower)
-        self._node = {block: node for node, block in enumerate(self.free.tolist())}
-        self._ties: list[tuple[int, int]] = []
         self._pays: list[_Pay] = []
-        self._root = list(range(len(self.free)))
-        for block, node in self._node.items():
-            for other in quotient.before[block]:
-                if other in self._node:
-                    self._ties.append((node, self._node[other]))
-                    self._join(self._ties[-1])
+        self._root = {block: block for block in self.free.tolist()}
+        for block in self._root:
+            self._join([block, *(other for other in quotient.before[block] if other in self._root)])
 
     def forwards(self, wire: Wire, near: Bools, *, readers: bool) -> None:
         """Pay when the producer is before the boundary and a reader is not; only near readers, or a near producer."""
-        sure = self._lower[wire.producer] and not self._upper[list(wire.readers)].all()
-        if sure or not self._upper[wire.producer] or not (readers or near[wire.producer]):
+        upper, lower = self._upper, self._lower
+        sure = lower[wire.producer] and not all(upper[reader] for reader in wire.readers)
+        if sure or not upper[wire.producer] or not (readers or near[wire.producer]):
             return
-        ends = [r for r in wire.readers if not self._lower[r] and (not readers or near[r])]
-        outside = [r for r in ends if not self._upper[r]]
-        mark = wire.producer if not readers else min(outside, default=None)
-        self._pay(wire, [outside[0]] if outside else ends, mark, forwards=True)
+        ends = [reader for reader in wire.readers if not lower[reader] and (not readers or near[reader])]
+        outside = [reader for reader in ends if not upper[reader]]
+        self._pay(wire, outside[:1] or ends, min(outside, default=-1) if readers else wire.producer, forwards=True)
 
     def backwards(self, wire: Wire, near: Bools, *, readers: bool) -> None:
         """Pay when the producer is not before the boundary and a reader is; only near readers, or a near producer."""
-        sure = not self._upper[wire.producer] and self._lower[list(wire.readers)].any()
-        if sure or self._lower[wire.producer] or not (readers or near[wire.producer]):
+        upper, lower = self._upper, self._lower
+        sure = not upper[wire.producer] and any(lower[reader] for reader in wire.readers)
+        if sure or lower[wire.producer] or not (readers or near[wire.producer]):
             return
-        ends = [r for r in wire.readers if self._upper[r] and (not readers or near[r])]
-        inside = [r for r in ends if self._lower[r]]
-        mark = wire.producer if not readers else max(inside, default=None)
-        self._pay(wire, [inside[0]] if inside else ends, mark, forwards=False)
+        ends = [reader for reader in wire.readers if upper[reader] and (not readers or near[reader])]
+        inside = [reader for reader in ends if lower[reader]]
+        self._pay(wire, inside[:1] or ends, max(inside, default=-1) if readers else wire.producer, forwards=False)
 
-    def _pay(self, wire: Wire, ends: Sequence[int], near: int | None, *, forwards: bool) -> None:
+    def _pay(self, wire: Wire, ends: Sequence[int], near: int, *, forwards: bool) -> None:
         if ends:
-            producer, *others = (self._place(block) for block in (wire.producer, *ends))
-            self._pays.append(_Pay(producer, tuple(others), wire.cost, forwards, near))
-            self._join([node for node in (producer, *others) if node >= 0])
+            producer, *readers = (self._place(block) for block in (wire.producer, *ends))
+            self._pays.append(_Pay(producer, tuple(readers), wire.cost, forwards, near))
+            self._join([block for block in (producer, *readers) if block >= 0])
 
     def _place(self, block: int) -> int:
-        return SOURCE if self._lower[block] else self._node.get(block, SINK)
+        return block if block in self._root else SOURCE if self._lower[block] else SINK
 
-    def _join(self, nodes: Sequence[int]) -> None:
-        for node in nodes[1:]:
-            self._root[self._find(node)] = self._find(nodes[0])
+    def _join(self, blocks: Sequence[int]) -> None:
+        for block in blocks[1:]:
+            self._root[self._find(block)] = self._find(blocks[0])
 
-    def _find(self, node: int) -> int:
-        while self._root[node] != node:
-            self._root[node] = node = self._root[self._root[node]]
-        return node
+    def _find(self, block: int) -> int:
+        root = self._root
+        while root[block] != block:
+            root[block] = block = root[root[block]]
+        return block
 
-    def parts(self, least: Ints, *, loads: bool, before: bool) -> list[Part]:
+    def parts(self, least: Ints, known: dict[object, tuple[int, int]], *, loads: bool, before: bool) -> list[Part]:
         """The parts for which there is something to pay.
 
         Args:
             least: [blocks], their times.
+            known: what was found before; kept between calls, because cutting a span leaves most parts as they are.
             loads: whether transfers and work add up.
             before: for stages that end here, in which are the blocks before the boundary; else those after it.
         """
-        groups: dict[int, list[_Pay]] = {}
+        inside: dict[int, list[int]] = {}
+        for block in self._root:
+            inside.setdefault(self._find(block), []).append(block)
+        pays: dict[int, list[_Pay]] = {}
         for pay in self._pays:
-            groups.setdefault(self._find(max(pay.block, *pay.others)), []).append(pay)
+            pays.setdefault(self._find(max(pay.producer, *pay.readers)), []).append(pay)
         found = []
-        for root, pays in groups.items():
-            nodes = [node for node in range(len(self.free)) if self._find(node) == root]
-            cut = load = self._least(nodes, pays, [])
-            if loads:
-                work = [(node, int(least[self.free[node]])) for node in nodes]
-                load = self._least(nodes, pays, [(n, SINK, c) if before else (SOURCE, n, c) for n, c in work])
+        for root, group in pays.items():
+            key = before, tuple(inside[root]), tuple(group)
+            if key not in known:
+                work = [(block, int(least[block])) for block in inside[root]] if loads else []
+                known[key] = self._least(inside[root], group, []), self._least(inside[root], group, work, before)
+            cut, load = known[key]
             if load:
                 blocks = np.zeros(len(least), dtype=np.bool_)
-                blocks[self.free[nodes]] = True
-                blocks[[pay.near for pay in pays if pay.near is not None]] = True
+                blocks[inside[root]] = True
+                blocks[[pay.near for pay in group if pay.near >= 0]] = True
                 found.append(Part(blocks, cut, load))
         return found
 
-    def _least(self, nodes: Sequence[int], pays: Sequence[_Pay], more: Sequence[tuple[int, int, int]]) -> int:
-        """The minimum cut of one part, with more arcs."""
-        place = {node: number for number, node in enumerate(nodes)} | {SOURCE: SOURCE, SINK: SINK}
-        network = FlowNetwork(len(nodes))
-        for u, v in self._ties:
-            if u in place:
-                network.add_arc(place[u], place[v], None)
-        for u, v, cost in more:
-            network.add_arc(place[u], place[v], cost)
+    def _least(
+        self, blocks: Sequence[int], pays: Sequence[_Pay], work: Sequence[tuple[int, int]], before: bool = True
+    ) -> int:
+        """The minimum cut of one part, with the work of blocks before the boundary or after it."""
+        if len(blocks) == 1:
+            return min(
+                sum(pay.cost for pay in pays if pay.paid(side)) + sum(cost for _, cost in work if side is before)
+                for side in (True, False)
+            )
+        place = {block: number for number, block in enumerate(blocks)} | {SOURCE: SOURCE, SINK: SINK}
+        network = FlowNetwork(len(blocks))
+        for block in blocks:
+            for other in self._quotient.before[block]:
+                if other in place:
+                    network.add_arc(place[block], place[other], None)
+        for block, cost in work:
+            network.add_arc(*((place[block], SINK) if before else (SOURCE, place[block])), cost)
         for pay in pays:
-            block, others = place[pay.block], [place[other] for other in pay.others]
-            end = others[0]
-            if len(others) > 1:
+            end, readers = place[pay.readers[0]], [place[reader] for reader in pay.readers]
+            if len(readers) > 1:
                 end = network.add_node()
-                for other in others:
-                    network.add_arc(*((end, other) if pay.forwards else (other, end)), None)
-            network.add_arc(*((block, end) if pay.forwards else (end, block)), pay.cost)
+                for reader in readers:
+                    network.add_arc(*((end, reader) if pay.forwards else (reader, end)), None)
+            producer = place[pay.producer]
+            network.add_arc(*((producer, end) if pay.forwards else (end, producer)), pay.cost)
         return network.minimum_cut()[0]
