@@ -58,9 +58,7 @@ class Judge:
         DeviceError: ``io_device`` is neither.
     """
 
-    def __init__(
-        self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = DIRECT
-    ) -> None:
+    def __init__(self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = DIRECT) -> None:
         self.graph, self.cluster, self.model = graph, cluster, model
         self.train = graph.mode == "train"
         self.n, self.k = len(graph), len(cluster.devices)

@@ -1,4 +1,4 @@
-"""Certify: a proved lower bound of the bottleneck over all contiguous plans, and often the proof that a plan is optimal.
+"""Certify: a proved lower bound of the bottleneck over all contiguous plans, and often the proof of an optimum.
 
 Every boundary of every contiguous plan is a downset. Spans that hold all downsets, and what stages between spans surely
 cost, show that no plan stays within a bottleneck T: there is no chain of spans. Where there is one, its spans are cut
@@ -8,8 +8,10 @@ is one of single downsets, which is a better plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum, auto
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,8 @@ from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000
 _MOST_CUTS = 400
-_FIRST = 100_000
+_FIRST = 200_000
+_CUT = 500
 _MOST_SPANS = 12_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
@@ -36,13 +39,13 @@ class Certificate(NamedTuple):
         bound_ns: no contiguous plan has a smaller one.
         best_ns: of the best plan known: the given one, or a better one that was found.
         labels: for each block the position of its device in the better plan; None when none was found.
-        pairs: how many stages between spans were looked at, a measure of the effort.
+        effort: what was spent: the number of stages between spans that were looked at, and 500 for each span cut.
     """
 
     bound_ns: int
     best_ns: int
     labels: tuple[int, ...] | None
-    pairs: int
+    effort: int
 
     @property
     def proved(self) -> bool:
@@ -56,7 +59,7 @@ def certify(
     best_ns: int,
     *,
     flight: Flight = ONE_AT_A_TIME,
-    effort: int = 20_000_000,
+    effort: int = 5_000_000,
     stop: Callable[[], bool] = lambda: False,
 ) -> Certificate:
     """A lower bound of the bottleneck over all contiguous plans, and a better plan when one turns up.
@@ -66,7 +69,7 @@ def certify(
         fleet: the devices; some may stay unused.
         best_ns: the bottleneck of a plan that is known, in ns.
         flight: micro-batches in flight; the memory of a stage depends on how many stages come after it.
-        effort: how many stages between spans to look at, over all.
+        effort: about what to spend; see ``Certificate``. A million is a few seconds.
         stop: asked before each round; when true, what is proved so far is returned. A ceiling only: with it the result
             depends on the clock.
 
@@ -138,13 +141,15 @@ class _Proof:
 
     def _trivial(self) -> int:
         """The work shared out by speed, and the largest block."""
-        rate = sum(len(kind.devices) * RATE / slow for kind, slow in zip(self.fleet.kinds, self.slow, strict=True))
-        shared = int(int(self.least.sum()) / rate * (1 - 1e-9))
+        rate = sum(
+            Fraction(len(kind.devices) * RATE, slow) for kind, slow in zip(self.fleet.kinds, self.slow, strict=True)
+        )
+        shared = math.ceil(int(self.least.sum()) / rate)
         return max(shared, int(self.least.max(initial=0)))
 
     def _weight(self) -> Floats:
         """What it is worth to know on which side a block is: its time, and that of its wires."""
-        weight = self.least.astype(np.float64) + 1
+        weight: Floats = self.least.astype(np.float64) + 1
         for wire in self.quotient.wires:
             weight[wire.producer] += wire.cost
             weight[list(wire.readers)] += wire.cost / max(1, len(wire.readers))
@@ -154,11 +159,12 @@ class _Proof:
         """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
         spans = all_downsets(len(self.quotient), len(self.fleet.states))
         while not stop():
+            cuts = self.tolls.cuts.count
             spans = self.tolls.cuts.refresh(self._ordered(spans), most_ns, _MOST_CUTS)
             scene = self._scene(spans, most_ns)
             if scene is None:
                 return _Outcome.FULL
-            self.spent += scene.pairs.count
+            self.spent += scene.pairs.size + _CUT * (self.tolls.cuts.count - cuts)
             reach = Reach(scene, most_ns)
             while reach.possible and self._concrete(spans, reach.chain()):
                 if self.best_ns <= most_ns:
@@ -170,7 +176,7 @@ class _Proof:
             self._bisect(scene, most_ns)
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
-            if not len(chosen) or spans.count + len(chosen) > _MOST_SPANS:
+            if not len(chosen) or spans.size + len(chosen) > _MOST_SPANS:
                 return _Outcome.FULL
             if self.spent > budget:
                 break
@@ -226,7 +232,7 @@ class _Proof:
         return [free[kind].pop(0) for kind in kinds]
 
     def _value(self, labels: list[int], devices: list[int]) -> int | None:
-        """The bottleneck of a plan over devices in this order; None when a block may not, or a stage cannot, be there."""
+        """The bottleneck of a plan over devices in this order; None when a block or a stage may not be where it is."""
         kind_of = {device: k for k, kind in enumerate(self.fleet.kinds) for device in kind.devices}
         if not all(self.quotient.allowed[kind_of[device], block] for block, device in enumerate(labels)):
             return None

@@ -99,6 +99,11 @@ class Cuts:
         self._known: dict[object, tuple[int, int]] = {}
         self._found: list[tuple[list[Part], list[Part]]] = [([], [])]
 
+    @property
+    def count(self) -> int:
+        """For how many spans cuts were computed so far."""
+        return len(self._found) - 1
+
     def refresh(self, spans: Spans, most_ns: int, most: int) -> Spans:
         """Spans with cuts of their own, where they had those of a larger span.
 
@@ -158,7 +163,7 @@ def _is_gradient(quotient: Quotient, closure: Closure, number: int) -> bool:
 
 
 class _Pay(NamedTuple):
-    """What a wire costs when it is cut. The ends are free blocks or terminals; ``near`` is a block that must be there."""
+    """What a wire costs when it is cut. Its ends are free blocks or terminals; ``near``, if any, must be in the part."""
 
     producer: int
     readers: tuple[int, ...]

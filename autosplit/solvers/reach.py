@@ -73,7 +73,7 @@ class Reach:
     def _work_left(self, kind: int) -> Ints:
         """For each pair, the most work (each block on its fastest kind) that a stage on a device of a kind has."""
         scene = self._scene
-        free = np.full(scene.pairs.count, self.most_ns, dtype=np.int64)
+        free = np.full(scene.pairs.size, self.most_ns, dtype=np.int64)
         if scene.fleet.kinds[kind].pays and not scene.fleet.overlap:
             free -= scene.pairs.transfers_ns
         return free * RATE // scene.slow[kind]
@@ -97,7 +97,8 @@ class Reach:
             held = self._scene.flight.held(sum(self._scene.fleet.states[state]))
             needs = pairs.fixed_bytes[window] + held * pairs.stash_bytes[window]
             good &= needs <= self._scene.fleet.kinds[kind].capacity_bytes
-        return np.flatnonzero(good) + window.start
+        used: Ints = np.flatnonzero(good) + window.start
+        return used
 
     def _forwards(self) -> None:
         scene, most = self._scene, self.most

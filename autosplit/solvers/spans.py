@@ -38,7 +38,7 @@ class Spans(NamedTuple):
     fresh: Bools
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many spans."""
         return len(self.lower)
 
@@ -108,7 +108,7 @@ def split(spans: Spans, chosen: Ints, closure: Closure, weight: Floats) -> Spans
         weight: [blocks], what it is worth to know of a block on which side it is. The block is the one for which the
             lesser of the two gains is the greatest among a few.
     """
-    keep = np.ones(spans.count, dtype=np.bool_)
+    keep = np.ones(spans.size, dtype=np.bool_)
     keep[chosen] = False
     parts = [spans.take(np.flatnonzero(keep))]
     for at in range(0, len(chosen), _ROWS):
@@ -136,8 +136,8 @@ def _middle(spans: Spans, closure: Closure, weight: Floats) -> Ints:
     tried = [worth.argmax(axis=1)]
     for quantile in _QUANTILES:
         tried.append(((running >= quantile * running[:, -1:]) & free).argmax(axis=1))
-    best = np.full(spans.count, -1.0)
-    found = columns[tried[0]]
+    best = np.full(spans.size, -1.0)
+    found: Ints = columns[tried[0]]
     for candidate in tried:
         blocks = columns[candidate]
         with_it = np.einsum("ij,ij->i", worth, closure.before(blocks)[:, columns])

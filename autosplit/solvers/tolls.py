@@ -42,7 +42,7 @@ class Pairs(NamedTuple):
     stash_bytes: Ints
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many stages."""
         return len(self.first)
 
@@ -60,7 +60,8 @@ class Sides(NamedTuple):
     @classmethod
     def of(cls, lower: Bools, upper: Bools) -> Sides:
         """The rows given."""
-        return cls(lower, upper, lower.any(0), lower.all(0), upper.any(0), upper.all(0))
+        some, every = np.logical_or.reduce, np.logical_and.reduce
+        return cls(lower, upper, some(lower), every(lower), some(upper), every(upper))
 
 
 class _Table(NamedTuple):
@@ -122,8 +123,8 @@ class Tolls:
         table = _Table(spans, most_left, least_left, spans.single, self._crossing(spans), parts_end, parts_start)
         low, high = spans.lower @ self.least, spans.upper @ self.least
         found: list[tuple[Ints, ...]] = []
-        for at in range(0, spans.count, _ROWS):
-            rows = slice(at, min(at + _ROWS, spans.count))
+        for at in range(0, spans.size, _ROWS):
+            rows = slice(at, min(at + _ROWS, spans.size))
             near = (low <= high[rows].max() + reach_ns) & (high >= low[rows].min())
             near &= (least_left < most_left[rows].max()) & (most_left >= least_left[rows].min() - 1)
             ends = np.flatnonzero(near)
@@ -176,12 +177,12 @@ class Tolls:
 
     def _crossing(self, spans: Spans) -> Floats:
         """[2, spans]: the wires that surely cross it, by cost: those made before it, and those made after it."""
-        wires, total = self.wires, np.zeros((2, spans.count))
+        wires, total = self.wires, np.zeros((2, spans.size))
         if not len(wires):
             return total
         everything = np.arange(len(wires))
         back = np.flatnonzero(wires.back)
-        for at in range(0, spans.count, _CHUNK):
+        for at in range(0, spans.size, _CHUNK):
             rows = slice(at, at + _CHUNK)
             rest = wires.readers_in(spans.upper[rows], everything) < wires.sizes
             total[0, rows] = (spans.lower[rows][:, wires.producer] & rest) @ wires.cost
@@ -252,7 +253,7 @@ class Tolls:
 
 
 def _parts_ns(table: _Table, rows: slice, ends: Ints, sides: tuple[Sides, Sides]) -> tuple[Floats, Floats, Floats]:
-    """What stages from rows to ends pay by minimum cuts; of that, by cuts of the spans themselves; likewise with work."""
+    """By minimum cuts, what stages from rows to ends pay; of that, by cuts of the spans themselves; so with work."""
     start, end = sides
     part, fresh = table.spans.part, table.spans.fresh
     numbers, where = np.unique(part[ends], return_inverse=True)

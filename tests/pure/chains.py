@@ -39,7 +39,11 @@ def random_quotient(seed: int, most: int = 11) -> tuple[Quotient, Fleet, Flight]
     quotient = Quotient.of_numbers(work, wires, before, fixed, stash)
     if rng.random() < 0.15:
         quotient.allowed[int(rng.integers(0, kinds)), int(rng.integers(0, n))] = kinds == 1
-    return quotient, _fleet(rng, kinds, sum(fixed) + sum(stash)), Flight(int(rng.integers(1, 4)), bool(rng.integers(0, 2)))
+    return (
+        quotient,
+        _fleet(rng, kinds, sum(fixed) + sum(stash)),
+        Flight(int(rng.integers(1, 4)), bool(rng.integers(0, 2))),
+    )
 
 
 def _fleet(rng: np.random.Generator, kinds: int, total: int) -> Fleet:
