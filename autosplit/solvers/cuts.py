@@ -36,7 +36,7 @@ class Part(NamedTuple):
         load_ns: the least of the transfers and the work of the part's blocks that are in the stage.
     """
 
-    blocks: Bools
+    blocks: tuple[int, ...]
     cut_ns: int
     load_ns: int
 
@@ -45,20 +45,35 @@ class Parts(NamedTuple):
     """Parts of many spans. Those of number i are from ``starts[i]`` to ``starts[i + 1]``."""
 
     starts: Ints
-    blocks: Bools
+    sizes: Ints
+    blocks: Ints
     cut_ns: Floats
     load_ns: Floats
 
     @classmethod
-    def of(cls, found: Sequence[Sequence[Part]], count: int) -> Parts:
-        """For each number its parts, over ``count`` blocks."""
+    def of(cls, found: Sequence[Sequence[Part]]) -> Parts:
+        """For each number its parts."""
         flat = [part for parts in found for part in parts]
         return cls(
             np.cumsum([0, *map(len, found)]),
-            np.array([part.blocks for part in flat], dtype=np.bool_).reshape(-1, count),
+            np.array([len(part.blocks) for part in flat], dtype=np.int64),
+            np.array([block for part in flat for block in part.blocks], dtype=np.int64),
             np.array([part.cut_ns for part in flat], dtype=np.float64),
             np.array([part.load_ns for part in flat], dtype=np.float64),
         )
+
+    def free(self, chosen: Ints, barred: Bools) -> Bools:
+        """[rows of barred, chosen parts], whether no block of the part is barred in the row."""
+        free = np.ones((len(barred), len(chosen)), dtype=np.bool_)
+        firsts = np.cumsum(self.sizes) - self.sizes
+        touched = np.add.reduceat(np.logical_or.reduce(barred)[self.blocks], firsts, dtype=np.int64) if len(firsts) else firsts
+        some = np.flatnonzero(touched[chosen])
+        if len(some):
+            sizes = self.sizes[chosen[some]]
+            into = np.cumsum(sizes) - sizes
+            index = np.repeat(firsts[chosen[some]] - into, sizes) + np.arange(sizes.sum())
+            free[:, some] = ~np.logical_or.reduceat(barred[:, self.blocks[index]], into, axis=1)
+        return free
 
     def of_numbers(self, numbers: Ints) -> Ints:
         """All parts of some numbers."""
@@ -126,8 +141,7 @@ class Cuts:
         """The spans, their parts numbered anew, and these: what stages pay that end there, and that start there."""
         numbers, part = np.unique(spans.part, return_inverse=True)
         found = [self._found[number] for number in numbers.tolist()]
-        count = len(self._quotient)
-        ends, starts = Parts.of([row[0] for row in found], count), Parts.of([row[1] for row in found], count)
+        ends, starts = Parts.of([row[0] for row in found]), Parts.of([row[1] for row in found])
         return spans._replace(part=part), ends, starts
 
     def _of(self, lower: Bools, upper: Bools, reach: float) -> tuple[list[Part], list[Part]]:
@@ -163,7 +177,7 @@ def _is_gradient(quotient: Quotient, closure: Closure, number: int) -> bool:
 
 
 class _Pay(NamedTuple):
-    """What a wire costs when it is cut. Its ends are free blocks or terminals; ``near``, if any, must be in the part."""
+    """What a wire costs when it is cut. Its ends are free blocks or terminals; ``near``, unless -1, joins the part."""
 
     producer: int
     readers: tuple[int, ...]
@@ -251,10 +265,8 @@ class _Boundary:
                 known[key] = self._least(inside[root], group, []), self._least(inside[root], group, work, before)
             cut, load = known[key]
             if load:
-                blocks = np.zeros(len(least), dtype=np.bool_)
-                blocks[inside[root]] = True
-                blocks[[pay.near for pay in group if pay.near >= 0]] = True
-                found.append(Part(blocks, cut, load))
+                near = {pay.near for pay in group if pay.near >= 0}
+                found.append(Part((*inside[root], *sorted(near.difference(inside[root]))), cut, load))
         return found
 
     def _least(

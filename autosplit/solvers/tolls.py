@@ -257,22 +257,20 @@ def _parts_ns(table: _Table, rows: slice, ends: Ints, sides: tuple[Sides, Sides]
     start, end = sides
     part, fresh = table.spans.part, table.spans.fresh
     numbers, where = np.unique(part[ends], return_inverse=True)
-    cuts, loads = _paid(table.parts_end, numbers, start.upper, start.any_upper)
+    cuts, loads = _paid(table.parts_end, numbers, start.upper)
     ending = [values[:, where] for values in (cuts, cuts, loads)]
     numbers, where = np.unique(part[rows], return_inverse=True)
-    cuts, loads = _paid(table.parts_start, numbers, ~end.lower, ~end.all_lower)
+    cuts, loads = _paid(table.parts_start, numbers, ~end.lower)
     starting = [values[:, where].T for values in (cuts, cuts, loads)]
     keep = (1, fresh[ends], fresh[ends]), (1, fresh[rows, None], fresh[rows, None])
     cut, own_cut, own_load = (ending[i] * keep[0][i] + starting[i] * keep[1][i] for i in range(3))
     return cut, own_cut, own_load
 
 
-def _paid(parts: Parts, numbers: Ints, barred: Bools, any_barred: Bools) -> tuple[Floats, Floats]:
+def _paid(parts: Parts, numbers: Ints, barred: Bools) -> tuple[Floats, Floats]:
     """[rows, numbers], the transfers, and with work, of the parts of which no block is barred in the row."""
     chosen = parts.of_numbers(numbers)
-    blocks = parts.blocks[chosen]
-    columns = np.flatnonzero(any_barred & blocks.any(axis=0))
-    free = barred[:, columns].astype(np.float32) @ blocks[:, columns].T.astype(np.float32) == 0
+    free = parts.free(chosen, barred)
     return parts.sums(numbers, free * parts.cut_ns[chosen]), parts.sums(numbers, free * parts.load_ns[chosen])
 
 
