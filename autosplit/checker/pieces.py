@@ -1,4 +1,4 @@
-"""Latency of pieces that a host offers to accelerators: the rules of ``autosplit.estimate.pieces``, without its code."""
+"""Latency of pieces that a host offers to accelerators: ``autosplit.estimate.pieces``' rules, not its code."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
-from autosplit.solvers.latency import anneal as anneal_makespan
-from autosplit.solvers.latency import schedules
+from autosplit.solvers.latency import side_by_side
 from autosplit.solvers.pieces import offered_pieces
 from autosplit.solvers.pipeline import Replicate, pipeline
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
@@ -158,13 +157,12 @@ class _Search:
         """Offer what the searches for large problems find. Returns a value that nothing is below."""
         pool, problem = self.pool, self.problem
         if problem.objective == "throughput":
-            proved = contiguous_stages(pool, self.may_go_on)
+            proved = contiguous_stages(pool, self.effort, self.may_go_on)
             bound = max(bound, proved) if problem.contiguous else bound
         if problem.objective != "throughput" or not pool.fits:
             splits(pool)
         if problem.objective == "latency" and not problem.is_serial and not problem.offers_pieces:
-            schedules(pool)
-            anneal_makespan(pool, bound)
+            side_by_side(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
         if not pool.reaches(bound) and self.may_go_on():

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from autosplit.solvers.fleet import Fleet
+from autosplit.solvers.line import ONE_AT_A_TIME, Flight
 from autosplit.solvers.quotient import Ints, Quotient, bottleneck, loads
 from autosplit.solvers.reach import RATE, Reach, Scene
 from autosplit.solvers.spans import Closure, Floats, Spans, all_downsets, split
-from autosplit.solvers.stages import ONE_AT_A_TIME, Flight
 from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from autosplit.solvers.fleet import Fleet
+from autosplit.solvers.line import Flight
 from autosplit.solvers.quotient import Bools, Ints
-from autosplit.solvers.stages import Flight
 from autosplit.solvers.tolls import Pairs
 
 _NEVER = 2**62

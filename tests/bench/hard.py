@@ -22,7 +22,7 @@ from hard_cases import GRAPHS, fleet
 
 from autosplit.solvers.certify import certify
 from autosplit.solvers.contiguous import by_neighbours, by_orders
-from autosplit.solvers.stages import Flight
+from autosplit.solvers.line import Flight
 
 _FEW = 300
 _VARIED = ("gpt-24", "llama-70b", "unet-4x2", "inception-60", "irregular-40")
