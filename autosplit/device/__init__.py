@@ -3,15 +3,19 @@
 from autosplit.catalogue import Rates
 from autosplit.device.cluster import HOST, Cluster, Device, Link
 from autosplit.device.file import from_data, read_cluster, to_toml
+from autosplit.device.given import DescribedLike, cluster_of, find_cluster, unlinked, with_memory
 from autosplit.device.spec import described, from_entry, is_described, meant, parse_cluster
 
 __all__ = [
     "HOST",
     "Cluster",
+    "DescribedLike",
     "Device",
     "Link",
     "Rates",
+    "cluster_of",
     "described",
+    "find_cluster",
     "from_data",
     "from_entry",
     "is_described",
@@ -19,4 +23,6 @@ __all__ = [
     "parse_cluster",
     "read_cluster",
     "to_toml",
+    "unlinked",
+    "with_memory",
 ]

@@ -8,19 +8,22 @@ from typing import NamedTuple
 
 from autosplit.device import HOST, Cluster
 from autosplit.estimate.makespan import makespan_ns
+from autosplit.estimate.pieces import pieces_ns
 from autosplit.graph import CostGraph, Tensor
-from autosplit.placement import Objective
+from autosplit.placement import DIRECT, CostModel, Objective
 
 
 class Item(NamedTuple):
     """A tensor compiled to numbers: nodes are positions in program order.
 
     ``base`` is the index of the tensor that this one is a view of, or -1; ``storage`` and ``bytes`` are its allocation.
+    ``size`` is what a transfer moves, ``copy`` what a copy or a gradient of it takes.
     """
 
     producer: int
     readers: tuple[int, ...]
     size: int
+    copy: int
     storage: int
     bytes: int
     base: int
@@ -51,13 +54,14 @@ class Judge:
         graph: what runs.
         cluster: where.
         io_device: where inputs arrive and outputs return: a device of the cluster, or "host".
+        model: what transfers cost, and micro-batches in flight.
 
     Raises:
         DeviceError: ``io_device`` is neither.
     """
 
-    def __init__(self, graph: CostGraph, cluster: Cluster, io_device: str = HOST) -> None:
-        self.graph, self.cluster = graph, cluster
+    def __init__(self, graph: CostGraph, cluster: Cluster, io_device: str = HOST, model: CostModel = DIRECT) -> None:
+        self.graph, self.cluster, self.model = graph, cluster, model
         self.train = graph.mode == "train"
         self.n, self.k = len(graph), len(cluster.devices)
         if io_device != HOST:
@@ -69,7 +73,10 @@ class Judge:
         self.forward_ns = [forward[device.kind] for device in cluster.devices]
         self.launch_ns = [device.launch_ns for device in cluster.devices]
         self.workspace = [node.workspace_bytes for node in graph.nodes.values()]
+        self.fixed = [node.fixed_bytes for node in graph.nodes.values()]
+        self.stash = [node.inflight_bytes for node in graph.nodes.values()]
         self.names, self.items = _compile(graph)
+        self.is_host = [*(device.kind == "cpu" for device in cluster.devices), True]
         self.end = 2 * self.n + 1 if self.train else self.n
         self._places = (*cluster.names, HOST)
         self._cost: dict[tuple[int, int, int], int] = {}
@@ -123,25 +130,52 @@ class Judge:
         return makespan_ns(self, labels)
 
     def load_ns(self, labels: Sequence[int]) -> list[int]:
-        """Compute and transfer nanoseconds by device; a transfer occupies both of its ends."""
-        load = [*self.busy(labels), 0]
+        """Compute and transfer nanoseconds by device, in the cost model."""
+        traffic = [0] * (self.k + 1)
+        if self.model.transfers == "host":
+            self._through_host(labels, traffic)
+        else:
+            for move in self.moves(labels):
+                cost = self.move_ns(self.items[move.tensor], move.src, move.dst)
+                traffic[move.dst] += cost
+                if self.model.transfers == "direct":
+                    traffic[move.src] += cost
+        pairs = zip(self.busy(labels), traffic, strict=False)
+        return [max(pair) if self.model.overlap else sum(pair) for pair in pairs]
+
+    def _through_host(self, labels: Sequence[int], traffic: list[int]) -> None:
+        """Add what each device sends to and gets from the host's memory: each tensor once."""
+        last = -1
         for move in self.moves(labels):
-            cost = self.move_ns(self.items[move.tensor], move.src, move.dst)
-            load[move.src] += cost
-            load[move.dst] += cost
-        return load[: self.k]
+            item = self.items[move.tensor]
+            if not self.is_host[move.src] and move.tensor != last:
+                traffic[move.src] += self.move_ns(item, move.src, self.k)
+            if not self.is_host[move.dst]:
+                traffic[move.dst] += self.move_ns(item, self.k, move.dst)
+            last = move.tensor
 
     def peaks(self, labels: Sequence[int]) -> list[int]:
         """Most bytes held at once, by device. O(nodes + reads + devices * slots)."""
         replay = _Replay(self, labels)
         for index in range(len(self.items)):
             replay.run(index)
-        return replay.peaks()
+        peaks, saved = replay.peaks(), replay.saved()
+        in_flight = self.in_flight(labels)
+        for device, held in in_flight.items():
+            peaks[device] += (held - 1) * saved[device]
+        for i, device in enumerate(labels):
+            peaks[device] += self.fixed[i] + in_flight[device] * self.stash[i]
+        return peaks
+
+    def in_flight(self, labels: Sequence[int]) -> dict[int, int]:
+        """Micro-batches that each device in use holds; stages are numbered by their first node."""
+        stages = list(dict.fromkeys(labels))
+        return {device: self.model.in_flight(len(stages) - i) for i, device in enumerate(stages)}
 
     def value(self, labels: Sequence[int], objective: Objective, peaks: Sequence[int]) -> int:
         """The objective; ``peaks`` are those of ``labels``."""
         if objective == "latency":
-            return self.step_ns(labels)
+            return pieces_ns(self, labels) if self.model.transfers == "host" else self.step_ns(labels)
         return max(self.load_ns(labels)) if objective == "throughput" else max(peaks)
 
 
@@ -153,7 +187,7 @@ def _compile(graph: CostGraph) -> tuple[list[str], list[Item]]:
     size: dict[str, int] = {}
     for i, tensor in enumerate(tensors):
         storages.setdefault(tensor.allocation, []).append(i)
-        size[tensor.allocation] = max(size.get(tensor.allocation, 0), tensor.allocation_bytes)
+        size[tensor.allocation] = max(size.get(tensor.allocation, 0), tensor.allocation_bytes * tensor.is_held)
     items = []
     for i, tensor in enumerate(tensors):
         mates = storages[tensor.allocation]
@@ -162,6 +196,7 @@ def _compile(graph: CostGraph) -> tuple[list[str], list[Item]]:
                 producer=order[tensor.producer],
                 readers=tuple(order[reader] for reader in tensor.readers),
                 size=tensor.size_bytes,
+                copy=tensor.size_bytes * tensor.is_held,
                 storage=mates[0],
                 bytes=size[tensor.allocation],
                 base=next((j for j in mates if j < i and _is_view_of(tensor, tensors[j])), -1),
@@ -215,7 +250,7 @@ class _Replay:
             if device in at:
                 self._extend(at[device], last)
             else:
-                at[device] = self._holder(device, first, last, item.size)
+                at[device] = self._holder(device, first, last, item.copy)
                 self._extend(at[home], first)
         if item.output:
             self._return(item, at, at[home])
@@ -234,6 +269,14 @@ class _Replay:
                 if self.judge.train:
                     self.hold(self.labels[i], 2 * self.judge.n - i, 2 * self.judge.n - i, size)
         return [max(accumulate(delta)) for delta in self.delta[: self.judge.k]]
+
+    def saved(self) -> list[int]:
+        """Bytes by device that the forward leaves for the backward, beside what lives for longer."""
+        saved = [0] * (self.judge.k + 1)
+        for device, start, end, size in self.holders:
+            if start <= self.judge.n < end < self.judge.end:
+                saved[device] += size
+        return saved
 
     def _home(self, item: Item, home: int) -> int:
         if item.base >= 0:
@@ -255,7 +298,7 @@ class _Replay:
         if io in at:
             self._extend(at[io], self.judge.end)
         else:
-            at[io] = self._holder(io, self.judge.n, self.judge.end, item.size)
+            at[io] = self._holder(io, self.judge.n, self.judge.end, item.copy)
 
     def _learn(self, item: Item, home: int, reads: Mapping[int, Sequence[int]]) -> None:
         """Gradients, and for a parameter the optimizer's bytes."""
@@ -273,11 +316,11 @@ class _Replay:
                 starts.append(middle - last)
             elif not (item.input and device == io):  # the caller's own tensor is not a copy
                 starts.append(middle - first)
-                self.hold(device, middle - last, middle - first, item.size)
+                self.hold(device, middle - last, middle - first, item.copy)
         if starts:
-            self.hold(home, min(starts), end if stays else produced, item.size)
+            self.hold(home, min(starts), end if stays else produced, item.copy)
         if item.input and home != io:
-            self.hold(io, middle - reads[io][1] if io in reads else produced, end, item.size)
+            self.hold(io, middle - reads[io][1] if io in reads else produced, end, item.copy)
 
     def _holder(self, device: int, start: int, end: int, size: int) -> int:
         self.holders.append([device, start, end, size])

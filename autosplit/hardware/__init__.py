@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import torch
 
-from autosplit import catalogue
-from autosplit.device import HOST, Cluster, Device, from_data, is_described, parse_cluster, read_cluster
+from autosplit.device import HOST, Cluster, Device, find_cluster, unlinked, with_memory
 from autosplit.errors import DeviceError
 from autosplit.hardware.links import measure_links
 from autosplit.hardware.present import DeviceLike, is_present, memory_of, names_of_type, present_device, present_names
-from autosplit.units import format_ns, parse_bytes
+from autosplit.units import parse_bytes
 
 __all__ = [
     "DeviceLike",
@@ -42,19 +40,18 @@ def resolve(devices: DevicesLike) -> Cluster:
     Raises:
         DeviceError: none, unknown, repeated; says what is there.
     """
-    if isinstance(devices, Cluster):
-        return devices
+    known = find_cluster(devices)
+    if known is not None:
+        return known
     if _is_mesh(devices):
         return _present(_names_of_mesh(devices))
     devices = getattr(devices, "devices", devices)  # an open cluster of virtual devices
     if isinstance(devices, str):
         return _from_text(devices)
     if isinstance(devices, Mapping):
-        if "devices" in devices:
-            return from_data({str(key): value for key, value in devices.items()})
-        return _joined(_device(name, parse_bytes(size)) for name, size in devices.items())
+        return unlinked(_device(name, parse_bytes(size)) for name, size in devices.items())
     if isinstance(devices, Sequence):
-        return _joined(_device(device) for device in devices)
+        return unlinked(_device(device) for device in devices)
     raise DeviceError(f"devices={devices!r}: expected 'auto', a list of devices, a mapping to memory, or a spec")
 
 
@@ -85,10 +82,6 @@ def _from_text(text: str) -> Cluster:
                 "devices='auto': no accelerator is present; pass devices=['cpu'] or a spec like '2x24GiB'"
             )
         return _present(present)
-    if text.endswith(".toml"):
-        return read_cluster(text)
-    if is_described(text):
-        return parse_cluster(text)
     names = [name.strip() for name in text.split(",") if name.strip()]
     if len(names) == 1 and ":" not in names[0] and names[0] != "cpu":
         return _present(names_of_type(names[0]))
@@ -96,38 +89,13 @@ def _from_text(text: str) -> Cluster:
 
 
 def _present(names: Iterable[str]) -> Cluster:
-    return _joined(present_device(name) for name in names)
+    return unlinked(present_device(name) for name in names)
 
 
 def _device(device: DeviceLike, memory_bytes: int | None = None) -> Device:
     if not isinstance(device, Device):
         return present_device(device, memory_bytes)
-    return device if memory_bytes is None else msgspec.structs.replace(device, memory_bytes=memory_bytes)
-
-
-def _joined(devices: Iterable[Device]) -> Cluster:
-    """Devices with links of which nothing is known yet."""
-    cluster = Cluster(devices=tuple(devices))
-    return msgspec.structs.replace(cluster, assumptions=tuple(_in_words(cluster)))
-
-
-def _in_words(cluster: Cluster) -> Iterator[str]:
-    first = {device.kind: device for device in reversed(cluster.devices)}
-    plain = Device(name="", kind="", memory_bytes=0)
-    for kind in dict.fromkeys(device.kind for device in cluster.devices):
-        entry = catalogue.CPU if kind == catalogue.CPU.name else catalogue.find(kind)
-        if entry is not None:
-            yield f"devices: {kind}: peak rates, {entry.source}"
-        elif first[kind].flops_per_s == plain.flops_per_s:
-            yield (
-                f"devices: {kind}: not in the catalogue: taken as {plain.flops_per_s.float32 / 1e12:g} TFLOP/s "
-                f"and {plain.bandwidth_bytes_per_s / 1e9:g} GB/s"
-            )
-    if len(cluster.devices) > 1:
-        yield (
-            f"links: not measured: taken as {cluster.default_bandwidth_bytes_per_s / 1e9:g} GB/s and "
-            f"{format_ns(cluster.default_latency_ns)} (`autosplit devices --measure` measures them)"
-        )
+    return device if memory_bytes is None else with_memory(device, memory_bytes)
 
 
 def _is_mesh(devices: object) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
-from autosplit.device import HOST, Cluster
+from autosplit.checker import check
+from autosplit.device import HOST, DescribedLike, cluster_of
 from autosplit.graph import CostGraph
-from autosplit.placement import Objective, Placement, check_placement
+from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
 from autosplit.solvers.latency import side_by_side
+from autosplit.solvers.pieces import offered_pieces
+from autosplit.solvers.pipeline import Replicate, pipeline
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
+from autosplit.solvers.throughput import any_placement, contiguous_stages
 
 __all__ = ["solve"]
 
@@ -22,11 +27,17 @@ _MOST_EVALUATIONS = 1000
 
 def solve(
     graph: CostGraph,
-    cluster: Cluster,
+    devices: DescribedLike,
     *,
     objective: Objective = "latency",
+    contiguous: bool = False,
+    cost_model: CostModel = DIRECT,
     io_device: str = HOST,
     capacities: Mapping[str, int] | None = None,
+    effort: int = 1,
+    time_budget_s: float | None = None,
+    replicate: Replicate = "none",
+    recompute: bool = False,
 ) -> Placement:
     """Place every node on a device.
 
@@ -36,11 +47,21 @@ def solve(
 
     Args:
         graph: what runs, and what it costs.
-        cluster: the devices, in the order in which stages are laid out.
-        objective: "latency" (ns of one step, ``autosplit.estimate.makespan``), "throughput" (ns of the busiest device)
-            or "memory" (largest peak).
+        devices: in the order in which stages are laid out: a spec ("2x24GiB"), a path of a cluster.toml, a list of
+            Device, or a Cluster.
+        objective: "latency" (ns of one step: ``autosplit.estimate.makespan``, or ``.pieces`` where transfers go
+            through the host), "throughput" (ns of the busiest device) or "memory" (largest peak).
+        contiguous: only placements that run as a pipeline: the devices can be ordered so that nothing of the forward
+            pass goes back.
+        cost_model: what transfers cost, and micro-batches in flight.
         io_device: where inputs arrive and outputs return: a device, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
+        effort: how much to search where no proof ends it, in units of about a second for a thousand nodes.
+        time_budget_s: seconds after which no further search is begun, and the best so far is the answer. Without it
+            the answer does not depend on the clock.
+        replicate: "stages": a stage may run on several devices of one kind, which share its micro-batches; "grid": all
+            stages on equally many. Only for contiguous throughput, as ``recompute``.
+        recompute: whether nodes that say what they take ``recomputed`` may be, where a stage does not fit else.
 
     Returns:
         A placement that keeps groups together and, by ``estimate.peak_bytes``, every device within its capacity. Its
@@ -52,47 +73,99 @@ def solve(
         for latency where queues run side by side.
 
     Raises:
+        AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
         CapacityError: nothing fits (``proved``), or nothing was found that does.
-        DeviceError: ``io_device`` or a name in ``capacities`` is not a device of the cluster.
+        ValueError: replicas or recomputation for anything but contiguous throughput.
+        DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
 
-    >>> from autosplit.device import parse_cluster
     >>> from autosplit.graph import Node, Tensor
     >>> graph = CostGraph(
     ...     [Node(name=name, forward_ns={"*": 10}) for name in "ab"],
     ...     [Tensor(name=f"w{name}", producer=name, size_bytes=600, kind="parameter") for name in "ab"],
     ... )
-    >>> solve(graph, parse_cluster("2x1KB")).devices
+    >>> solve(graph, "2x1KB").devices
     {'a': 'gpu:0', 'b': 'gpu:1'}
     """
-    problem = Problem(graph, cluster, objective, io_device, capacities)
+    cluster = cluster_of(devices)
+    problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
+    ends = None if time_budget_s is None else time.monotonic() + time_budget_s
+
+    def may_go_on() -> bool:
+        return ends is None or time.monotonic() < ends
+
+    if replicate != "none" or recompute:
+        placement = pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
+    else:
+        placement = _searched(problem, effort, may_go_on)
+    check(
+        graph,
+        placement,
+        cluster,
+        cost_model=cost_model,
+        io_device=io_device,
+        capacities=capacities,
+        contiguous=contiguous,
+    )
+    return placement
+
+
+def _searched(problem: Problem, effort: int, may_go_on: Callable[[], bool]) -> Placement:
+    """The best placement of all searches, every node on one device."""
     check_possible(problem)
     pool = Pool(problem)
-    bound = _search(pool, lower_bound(problem))
+    bound = _Search(pool, effort, may_go_on).run(lower_bound(problem))
     best = pool.best
     if best is None or not best.fits:
         raise does_not_fit(pool, proved=bound == NOTHING_FITS)
-    devices = dict(zip(graph.nodes, (cluster.names[label] for label in best.labels), strict=True))
-    check_placement(graph, devices, cluster)
-    return Placement(devices=devices, objective=objective, value=best.score.value, bound=bound, method=best.method)
+    names, graph = problem.cluster.names, problem.graph
+    placed = dict(zip(graph.nodes, (names[label] for label in best.labels), strict=True))
+    value, method = best.score.value, best.method
+    return Placement(devices=placed, objective=problem.objective, value=value, bound=bound, method=method)
 
 
-def _search(pool: Pool, bound: int) -> int:
-    """Fill the pool until an answer reaches the bound. Returns the bound, raised by what turned out to be exact."""
-    problem = pool.problem
-    single_devices(pool)
-    if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
-        cut_ns = two_devices(pool)
-        if problem.is_serial:
-            bound = max(bound, cut_ns)
-    if pool.reaches(bound):
+class _Search:
+    """The order in which the searches are tried.
+
+    Args:
+        pool: takes their answers.
+        effort: how much to try.
+        may_go_on: whether there is time for more.
+    """
+
+    def __init__(self, pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> None:
+        self.pool, self.problem, self.effort, self.may_go_on = pool, pool.problem, effort, may_go_on
+
+    def run(self, bound: int) -> int:
+        """Fill the pool until an answer reaches the bound. Returns the bound, raised by what turned out to be exact."""
+        pool, problem = self.pool, self.problem
+        single_devices(pool)
+        if problem.offers_pieces:
+            bound = max(bound, offered_pieces(pool, self.effort))
+        if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
+            cut_ns = two_devices(pool)
+            if problem.is_serial and not problem.offers_pieces:
+                bound = max(bound, cut_ns)
+        if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
+            bound = max(bound, self._heuristics(bound))
+            if pool.fits:
+                return bound
+        if not pool.reaches(bound) and exhaust(pool):
+            return pool.best.score.value if pool.best is not None and pool.best.fits else NOTHING_FITS
         return bound
-    if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS:
-        splits(pool)
-        if problem.objective == "latency" and not problem.is_serial:
+
+    def _heuristics(self, bound: int) -> int:
+        """Offer what the searches for large problems find. Returns a value that nothing is below."""
+        pool, problem = self.pool, self.problem
+        if problem.objective == "throughput":
+            proved = contiguous_stages(pool, self.effort, self.may_go_on)
+            bound = max(bound, proved) if problem.contiguous else bound
+        if problem.objective != "throughput" or not pool.fits:
+            splits(pool)
+        if problem.objective == "latency" and not problem.is_serial and not problem.offers_pieces:
             side_by_side(pool, bound)
-        improve(pool, min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // problem.n)), bound)
-        if pool.fits:
-            return bound
-    if exhaust(pool):
-        return pool.best.score.value if pool.best is not None and pool.best.fits else NOTHING_FITS
-    return bound
+        if problem.objective == "throughput" and not problem.contiguous:
+            bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
+        if not pool.reaches(bound) and self.may_go_on():
+            tries = min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
+            improve(pool, tries * self.effort, bound)
+        return bound

@@ -26,9 +26,14 @@ def lower_bound(problem: Problem) -> int:
         even = _level(sum(need.base + need.update for need in needs), sorted(problem.capacity))
         return max(even, max((need.alone for need in needs), default=0))
     if problem.objective == "latency":
-        return max(shared_work(problem), critical_path(problem))
-    unary = problem.unary_ns
-    least = [min(sum(times[i] for i in bundle) for times in unary) for bundle in problem.bundles]
+        offered = problem.judge.model.transfers == "host"  # a host has as many cores as it needs
+        return max(0 if offered else shared_work(problem), critical_path(problem))
+    plain = problem.judge.model.transfers == "direct" and not problem.judge.model.overlap
+    unary = problem.unary_ns if plain else problem.judge.node_ns
+    least = [
+        min(sum(unary[device][i] for i in bundle) for device in devices)
+        for bundle, devices in zip(problem.bundles, problem.bundle_devices, strict=True)
+    ]
     return max(-(-sum(least) // problem.k), max(least, default=0))
 
 
@@ -137,19 +142,20 @@ def bundle_needs(problem: Problem) -> list[Need]:
     """A lower bound of what each bundle takes. O(reads)."""
     judge = problem.judge
     bundle_of = {i: b for b, bundle in enumerate(problem.bundles) for i in bundle}
-    base, update = [0] * len(problem.bundles), [0] * len(problem.bundles)
+    base = [sum(judge.fixed[i] + judge.stash[i] for i in bundle) for bundle in problem.bundles]
+    update = [0] * len(problem.bundles)
     home: dict[int, int] = {}
     least: dict[int, int] = {}
     touched: list[set[int]] = [set() for _ in range(problem.n)]
     for item in judge.items:
         # A node may find a storage as its allocation or as a copy of any tensor in it: the smallest counts.
-        least[item.storage] = min(item.size, item.bytes, least.get(item.storage, item.size))
+        least[item.storage] = min(item.copy, item.bytes, least.get(item.storage, item.copy))
         for i in (item.producer, *item.readers):
             touched[i].add(item.storage)
         if item.weight:
             b = bundle_of[item.producer]
             base[b] += item.state * judge.train
-            update[b] += (item.size * item.grad + item.step) * judge.train
+            update[b] += (item.copy * item.grad + item.step) * judge.train
             if item.storage not in home:  # tied weights count once, so that sums stay lower bounds
                 home[item.storage] = b
                 base[b] += item.bytes

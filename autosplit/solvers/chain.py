@@ -16,6 +16,7 @@ from autosplit.solvers.memory import stage_bytes
 from autosplit.solvers.problem import Problem
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 IMPOSSIBLE = 2**60
@@ -107,7 +108,7 @@ class Stages:
             layout's boundaries for the matrices' costs; ties go to the least full devices.
         """
         times = self.times(devices)
-        inside = [self.bytes <= max(0, limits[device]) for device in devices]
+        inside = [(self.bytes <= max(0, limits[device])) & self._allowed(device) for device in devices]
         fill = [self.bytes / max(1, self.problem.capacity[device]) for device in devices]
         if self.problem.objective == "memory":
             sizes = [np.where(ok, _blocked(self.bytes), IMPOSSIBLE) for ok in inside]
@@ -119,6 +120,15 @@ class Stages:
             masked = [np.where(time <= least, 0, IMPOSSIBLE) for time in masked]
         path = shortest(masked, fill)
         return None if path is None else [int(self.cuts[j]) for j in path]
+
+    def _allowed(self, device: int) -> Bools:
+        """Whether each stage has only nodes that may run on a device."""
+        banned = np.zeros(self.problem.n + 1, dtype=np.int64)
+        for node, devices in self.problem.allowed.items():
+            banned[self.position[node] + 1] = device not in devices and node not in self.pinned
+        before = banned.cumsum()[self.cuts]
+        allowed: Bools = before[None, :] == before[:, None]
+        return allowed
 
     def labels(self, boundaries: Sequence[int], devices: Sequence[int], pin: int) -> list[int]:
         """Device by node: those of the stages, and ``pin`` for the loose groups."""

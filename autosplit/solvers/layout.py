@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from autosplit.solvers.mincut import Wire, boundary_cut
+from autosplit.solvers.mincut import boundary_cut
 from autosplit.solvers.problem import Problem
+from autosplit.solvers.quotient import Wire
 
 _CENTRES = 32
 _MOST_CUTS = 400
@@ -77,9 +78,18 @@ def _depth_first(problem: Problem, blocks: Sequence[list[int]]) -> list[list[int
 
 
 def loose_groups(problem: Problem) -> tuple[tuple[int, ...], ...]:
-    """Groups that would swallow more than a sixteenth of the program if everything between them stayed together."""
+    """Groups that would swallow more than a sixteenth of the program if everything between them stayed together.
+
+    Backward nodes that a graph names are far from their forward nodes, and swallow nothing.
+    """
     allowed = max(2, problem.n // 16)
-    return tuple(tuple(bundle) for bundle in problem.bundles if bundle[-1] - bundle[0] + 1 - len(bundle) > allowed)
+    backward = [node.is_backward for node in problem.graph.nodes.values()]
+    found = []
+    for bundle in problem.bundles:
+        own = [i for i in bundle if not backward[i]]
+        if own and own[-1] - own[0] + 1 - len(own) > allowed:
+            found.append(tuple(bundle))
+    return tuple(found)
 
 
 def _blocks(problem: Problem, loose: Sequence[Sequence[int]]) -> list[list[int]]:

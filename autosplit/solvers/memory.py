@@ -59,10 +59,11 @@ def stage_bytes(judge: Judge, position: Ints, cuts: Ints, pinned: set[int]) -> I
     free = [item for item in judge.items if item.producer not in pinned]
     weights = [item for item in free if item.weight]
     forever = _prefix(n, ((place[w.producer], w.bytes + w.state * judge.train) for w in _once(weights)))
+    forever += _prefix(n, ((place[i], judge.fixed[i] + judge.stash[i]) for i in range(n) if i not in pinned))
     update, grads = np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1, dtype=np.int64)
     if judge.train:
         update = _prefix(n, ((place[w.producer], w.step) for w in weights))
-        grads = _prefix(n, ((_last(w, place, pinned), w.size) for w in weights if w.grad))
+        grads = _prefix(n, ((_last(w, place, pinned), w.copy) for w in weights if w.grad))
     made = _storages(judge, free, place, pinned)
     arrivals = _arrivals(judge, free, place, pinned)
     gradients = _gradients(judge, free, place, pinned)
@@ -150,7 +151,7 @@ def _arrivals(judge: Judge, items: list[Item], place: list[int], pinned: set[int
         saves = max((place[s] for s in item.savers if s not in pinned), default=-1) if judge.train else -1
         for read in reads:
             last = reads[-1] if judge.train and item.grad else -1
-            rows.append([before, read, reads[-1], item.size, int(saves >= read), last])
+            rows.append([before, read, reads[-1], item.copy, int(saves >= read), last])
             before = read
     return _Arrival(*_columns(rows, 6))
 
@@ -160,7 +161,7 @@ def _gradients(judge: Judge, items: list[Item], place: list[int], pinned: set[in
     for item in items:
         if judge.train and item.grad and not item.weight and (item.readers or item.output):
             last = judge.n if item.output else _last(item, place, pinned)
-            rows.append([place[item.producer], last, item.size])
+            rows.append([place[item.producer], last, item.copy])
     return _Gradient(*_columns(rows, 3))
 
 

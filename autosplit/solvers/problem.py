@@ -6,19 +6,26 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import networkx as nx
+
 from autosplit.device import HOST, Cluster
-from autosplit.errors import DeviceError
+from autosplit.errors import DeviceError, GraphError
 from autosplit.estimate.judge import Judge
+from autosplit.estimate.pieces import NEVER_NS
 from autosplit.graph import CostGraph
-from autosplit.placement import Objective
+from autosplit.placement import DIRECT, CostModel, Objective
 
 NOTHING_FITS = 2**63
 """A bound above every value: no placement fits at all."""
 
 
 class Score(NamedTuple):
-    """How good a placement is; smaller is better. Bytes over capacity come first, ties go to the emptier devices."""
+    """How good a placement is; smaller is better.
 
+    Nodes where they may not be come first, then bytes over capacity; ties go to the emptier devices.
+    """
+
+    misplaced: int
     excess_bytes: int
     value: int
     tie: float
@@ -33,9 +40,12 @@ class Problem:
         objective: what to minimise.
         io_device: where inputs arrive and outputs return.
         capacities: bytes by device name, in place of the device's own memory.
+        model: what transfers cost, and micro-batches in flight.
+        contiguous: only runs of nodes may be stages.
 
     Raises:
         DeviceError: ``capacities`` or ``io_device`` names a device that the cluster does not have.
+        GraphError: a node or a group has no device on which it may run.
     """
 
     def __init__(
@@ -45,15 +55,48 @@ class Problem:
         objective: Objective = "latency",
         io_device: str = HOST,
         capacities: Mapping[str, int] | None = None,
+        model: CostModel = DIRECT,
+        *,
+        contiguous: bool = False,
     ) -> None:
         given = dict(capacities or {})
         for name in given:
             if name not in cluster.names:
                 raise DeviceError(f"capacity of unknown device {name!r}: known are {', '.join(cluster.names)}")
         self.graph, self.cluster, self.objective = graph, cluster, objective
-        self.judge = Judge(graph, cluster, io_device)
+        self.judge, self.contiguous = Judge(graph, cluster, io_device, model), contiguous
         self.n, self.k = self.judge.n, self.judge.k
+        self.offers_pieces = objective == "latency" and model.transfers == "host"
+        if self.offers_pieces and not any(self.judge.is_host[: self.k]):
+            raise DeviceError(
+                "latency with transfers through the host: a host offers pieces to accelerators, but none of "
+                f'{", ".join(cluster.names)} is of kind "cpu"; add one, or let transfers be "direct"'
+            )
         self.capacity = [given.get(device.name, device.memory_bytes) for device in cluster.devices]
+        self.allowed = _allowed(graph, cluster)
+
+    @cached_property
+    def bundle_devices(self) -> list[list[int]]:
+        """For each bundle the devices on which it may run.
+
+        Raises:
+            GraphError: there is none.
+        """
+        names, found = list(self.graph.nodes), []
+        for bundle in self.bundles:
+            common = set(range(self.k))
+            for i in bundle:
+                common &= self.allowed.get(i, common)
+                if not common:
+                    node = self.graph.nodes[names[i]]
+                    of_group = f" of group {node.group!r}" if len(bundle) > 1 else ""
+                    raise GraphError(
+                        f"node {node.name!r}{of_group} may run on {', '.join(node.devices)}; of the devices "
+                        f"{', '.join(self.cluster.names)} none is that and open to its whole group; add one, or let "
+                        "the node run elsewhere"
+                    )
+            found.append(sorted(common))
+        return found
 
     @cached_property
     def is_serial(self) -> bool:
@@ -93,9 +136,14 @@ class Problem:
         alike = self.cluster.first_alike
         first: dict[tuple[object, ...], int] = {}
         return [
-            first.setdefault((alike[name], self.capacity[d], d == self.judge.io), d)
+            first.setdefault((alike[name], self.capacity[d], d == self.judge.io, self._guests[d]), d)
             for d, name in enumerate(self.cluster.names)
         ]
+
+    @cached_property
+    def _guests(self) -> list[tuple[int, ...]]:
+        """For each device the nodes that may run there and not everywhere."""
+        return [tuple(i for i, devices in self.allowed.items() if d in devices) for d in range(self.k)]
 
     def answer(self, labels: Sequence[int], method: str) -> Answer:
         """Score a placement with the judge."""
@@ -105,7 +153,38 @@ class Problem:
         memory = self.objective == "memory"
         tie = self.judge.step_ns(labels) if memory else max(peak / max(1, has) for peak, has in pairs)
         excess = sum(max(0, peak - has) for peak, has in pairs)
-        return Answer(Score(excess, value, tie), tuple(labels), tuple(peaks), method)
+        misplaced = sum(labels[i] not in devices for i, devices in self.allowed.items())
+        misplaced += value >= NEVER_NS
+        misplaced += self.contiguous and not self.is_contiguous(labels)
+        return Answer(Score(misplaced, excess, value, tie), tuple(labels), tuple(peaks), method)
+
+    def is_contiguous(self, labels: Sequence[int]) -> bool:
+        """Whether the devices can be ordered so that no forward tensor goes back. O(reads)."""
+        follows: nx.DiGraph[int] = nx.DiGraph()
+        for a, b in self.forward_edges:
+            if labels[a] != labels[b]:
+                follows.add_edge(labels[a], labels[b])
+        return bool(nx.is_directed_acyclic_graph(follows))
+
+    @cached_property
+    def forward_edges(self) -> list[tuple[int, int]]:
+        """Who is read by whom, among the nodes that are not of a backward pass."""
+        backward = [node.is_backward for node in self.graph.nodes.values()]
+        edges = {(item.producer, reader) for item in self.judge.items for reader in item.readers}
+        return sorted((a, b) for a, b in edges if not backward[a] and not backward[b])
+
+
+def _allowed(graph: CostGraph, cluster: Cluster) -> dict[int, frozenset[int]]:
+    """The devices of each node that may not run everywhere."""
+    names: dict[str, set[int]] = {}
+    for d, device in enumerate(cluster.devices):
+        names.setdefault(device.name, set()).add(d)
+        names.setdefault(device.kind, set()).add(d)
+    return {
+        i: frozenset().union(*(names.get(name, ()) for name in node.devices))
+        for i, node in enumerate(graph.nodes.values())
+        if node.devices
+    }
 
 
 class Answer(NamedTuple):
@@ -118,8 +197,8 @@ class Answer(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether it is within every capacity."""
-        return self.score.excess_bytes == 0
+        """Whether every node is where it may be, within every capacity."""
+        return self.score.misplaced == self.score.excess_bytes == 0
 
 
 class Pool:

@@ -33,6 +33,23 @@ class Wire(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Recomputed:
+    """What each block takes when its device saves less of it and computes it again for the backward.
+
+    A block without that choice has here what it has in the quotient; none is faster here.
+
+    Attributes:
+        work_ns: [kinds of devices, blocks].
+        fixed_bytes: [blocks].
+        stash_bytes: [blocks].
+    """
+
+    work_ns: Ints
+    fixed_bytes: Ints
+    stash_bytes: Ints
+
+
+@dataclass(frozen=True, eq=False)
 class Quotient:
     """Blocks, numbered in a topological order.
 
@@ -44,6 +61,9 @@ class Quotient:
         stash_bytes: [blocks], held for each micro-batch in flight.
         allowed: [kinds, blocks], whether the block may run there.
         members: for each block, its nodes as positions in program order; together every node once.
+        gradient_ns: [kinds, blocks], the time to send the gradients of its parameters once to another device of the
+            kind, as replicas of a stage do; None: no block has any.
+        recomputed: the choice to save less; None: no block has it.
     """
 
     before: tuple[tuple[int, ...], ...]
@@ -53,6 +73,8 @@ class Quotient:
     stash_bytes: Ints
     allowed: Bools
     members: tuple[tuple[int, ...], ...]
+    gradient_ns: Ints | None = None
+    recomputed: Recomputed | None = None
 
     @classmethod
     def of_numbers(

@@ -81,7 +81,7 @@ def _moves(problem: Problem, answer: Answer) -> Iterator[tuple[range, int]]:
             yield range(edge, min(len(device), edge + length)), device[edge - 1]
         length *= 2
     for b, current in enumerate(device):
-        for other in range(problem.k):
+        for other in problem.bundle_devices[b]:
             if other != current:
                 yield range(b, b + 1), other
 
@@ -124,7 +124,7 @@ class _Exhaustive:
                     continue
                 fresh.add(kind)
             chosen.append(device)
-            if self._may_fit(chosen, device):
+            if device in self.problem.bundle_devices[b] and self._may_fit(chosen, device):
                 self.place(b + 1, chosen)
             chosen.pop()
 

@@ -14,6 +14,7 @@ from autosplit.device import (
     Device,
     Link,
     Rates,
+    cluster_of,
     described,
     from_data,
     is_described,
@@ -361,3 +362,31 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
 def test_a_plain_number_is_no_rates() -> None:
     with pytest.raises(DeviceError, match="flops_per_s is 1000"):
         Device(name="a", kind="k", memory_bytes=1, flops_per_s=1000)
+
+
+# ---------------------------------------------------------------- what a caller gives
+
+
+def test_every_form_of_described_devices(tmp_path):
+    two = parse_cluster("2x24GiB")
+    path = tmp_path / "cluster.toml"
+    path.write_text(to_toml(two))
+    for given_as in (two, "2x24GiB", str(path), tomllib.loads(to_toml(two))):
+        assert cluster_of(given_as) == two
+    records = [device("a"), device("b")]
+    assert cluster_of(records).devices == tuple(records)
+    assert cluster_of(tuple(records)) == cluster_of(records)
+    assert cluster_of(records).assumptions[-1].startswith("links: not measured")
+    assert cluster_of({records[1]: "2KiB"}).devices[0].memory_bytes == 2048
+
+
+@pytest.mark.parametrize("devices", ["auto", "cuda:0", "cuda:0,cuda:1", "", 7, None, [device("a"), "cpu"], {"cpu": 5}])
+def test_what_only_torch_knows_is_refused_with_what_to_give(devices):
+    with pytest.raises(DeviceError, match=r"expected described devices: a spec such as '2x24GiB'"):
+        cluster_of(devices)
+
+
+@pytest.mark.parametrize("devices", [[], (), {}])
+def test_no_devices(devices):
+    with pytest.raises(DeviceError, match="no devices: pass at least one"):
+        cluster_of(devices)

@@ -65,14 +65,14 @@ class Entry:
         """Why the model cannot be built here: its library is not installed; None when it can."""
         try:
             if self.needs != "torch" and importlib.util.find_spec("torchvision"):
-                _torchvision()
+                let_torchvision_load()
             importlib.import_module(self.needs)
         except (ImportError, RuntimeError) as error:
             return f"{self.needs} cannot be imported: {error}"
         return None
 
 
-def _torchvision() -> None:
+def let_torchvision_load() -> None:
     """Let others import a torchvision whose compiled operators do not load, as on a torch for CPUs alone.
 
     torchvision gives fake versions of its own operators in one module, which fails when they are absent. No model of

@@ -8,15 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import networkx as nx
 
 from autosplit.errors import GraphError
+from autosplit.graph import checks, digraphs
+from autosplit.graph.checks import check_graph
+
+__all__ = ["CostGraph", "Mode", "Node", "Recomputed", "Tensor", "TensorKind", "check_graph"]
 
 Mode = Literal["infer", "train"]
 TensorKind = Literal["activation", "parameter", "buffer", "input"]
+
+
+class Recomputed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node takes, in place of its own figures, when it saves less and is computed again for the backward.
+
+    Attributes:
+        forward_ns: as of Node.
+        backward_ns: as of Node, with the second forward.
+        fixed_bytes: as of Node.
+        inflight_bytes: as of Node.
+    """
+
+    forward_ns: dict[str, int] = {}
+    backward_ns: dict[str, int] = {}
+    fixed_bytes: int = 0
+    inflight_bytes: int = 0
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +49,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         forward_ns: time of one run by device kind; the key "*" serves every other kind.
         backward_ns: time of its backward by device kind; read only when the graph's mode is "train".
         group: nodes with the same group stay on one device.
+        devices: names or kinds of the devices that it may run on; empty: on any.
+        is_backward: it computes a gradient, in a graph that has the backward pass as nodes of its own. A group ties it
+            to its forward node. Contiguous stages are runs of the other nodes.
         workspace_bytes: memory taken on the device only while the node runs.
+        fixed_bytes: memory taken on the device all the time, beside what the tensors say.
+        inflight_bytes: likewise, for each micro-batch in flight.
+        recomputed: what it takes when it is recomputed; None: it cannot be. It is never faster so.
     """
 
     name: str
@@ -38,7 +64,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     forward_ns: dict[str, int] = {}
     backward_ns: dict[str, int] = {}
     group: str | None = None
+    devices: tuple[str, ...] = ()
+    is_backward: bool = False
     workspace_bytes: int = 0
+    fixed_bytes: int = 0
+    inflight_bytes: int = 0
+    recomputed: Recomputed | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +90,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         is_output: the caller receives it.
         state_bytes: optimizer state of a parameter that lives from step to step.
         step_bytes: transient bytes that the optimizer's update of this parameter takes.
+        is_held: False: its memory, and its copies' and gradient's, is counted in its nodes' fixed_bytes and
+            inflight_bytes; here only its transfers, state_bytes and step_bytes.
     """
 
     name: str
@@ -73,6 +106,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     is_output: bool = False
     state_bytes: int = 0
     step_bytes: int = 0
+    is_held: bool = True
 
     @property
     def allocation(self) -> str:
@@ -104,6 +138,8 @@ class CostGraph:
         tensors: every producer and reader must be a node.
         mode: "infer" (forward only) or "train" (forward, backward, optimizer step).
 
+    Quantities may be integers of numpy, too: they are kept as plain ones.
+
     Raises:
         GraphError: see check_graph.
 
@@ -116,7 +152,8 @@ class CostGraph:
     """
 
     def __init__(self, nodes: Iterable[Node], tensors: Iterable[Tensor], mode: Mode = "infer") -> None:
-        node_list, tensor_list = list(nodes), list(tensors)
+        node_list = [checks.with_plain_integers(node, Node) for node in nodes]
+        tensor_list = [checks.with_plain_integers(tensor, Tensor) for tensor in tensors]
         self.nodes: dict[str, Node] = {node.name: node for node in node_list}
         self.tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in tensor_list}
         self.mode: Mode = mode
@@ -159,66 +196,79 @@ class CostGraph:
 
     def node_ns(self, name: str, kind: str) -> int:
         """Nanoseconds of one run of the node on a device of ``kind``: forward, and backward in training."""
-        total = self.forward_ns(name, kind)
-        return total + _of_kind(self.nodes[name].backward_ns, kind) if self.mode == "train" else total
+        return self._run_ns(self.nodes[name], kind)
 
     def forward_ns(self, name: str, kind: str) -> int:
         """Nanoseconds of one forward run of the node on a device of ``kind``."""
         return _of_kind(self.nodes[name].forward_ns, kind)
 
-    def to_json(self) -> bytes:
-        """The graph as one JSON document."""
-        return msgspec.json.encode(
-            _Document(nodes=tuple(self.nodes.values()), tensors=tuple(self.tensors.values()), mode=self.mode)
+    def recomputed_ns(self, name: str, kind: str) -> int:
+        """As node_ns, when the node is recomputed; the same where it cannot be."""
+        node = self.nodes[name]
+        return self._run_ns(node.recomputed or node, kind)
+
+    def _run_ns(self, costs: Node | Recomputed, kind: str) -> int:
+        total = _of_kind(costs.forward_ns, kind)
+        return total + _of_kind(costs.backward_ns, kind) if self.mode == "train" else total
+
+    @classmethod
+    def from_networkx(cls, digraph: nx.DiGraph[Any], mode: Mode = "infer") -> CostGraph:
+        """The graph that a networkx DiGraph or MultiDiGraph tells.
+
+        Args:
+            digraph: the key of a node is its name (any but a string is taken as ``str`` of it), its attributes are
+                fields of Node. An edge has ``size_bytes`` and may have ``tensor``, a name: all edges from one node
+                with the same, or all without one, are one tensor, that is sent once to each device. A tensor without
+                a name has that of its producer. Edges may also have ``requires_grad`` and ``is_held``, as in Tensor.
+            mode: as in CostGraph.
+
+        Returns:
+            Program order is the order of insertion, as far as edges let it be: of the nodes that may run next, the
+            one inserted first does. O((nodes + edges) log nodes).
+
+        Raises:
+            GraphError: a cycle, whose nodes it names; an attribute that is unknown or of another type; edges that
+                disagree on their tensor; or see check_graph.
+
+        >>> digraph = nx.DiGraph()
+        >>> digraph.add_node("b", forward_ns={"*": 7})
+        >>> digraph.add_edge("a", "b", size_bytes=16)
+        >>> CostGraph.from_networkx(digraph).tensors["a"].readers
+        ('b',)
+        """
+        nodes, tensors = digraphs.read(digraph)
+        return cls(
+            [digraphs.record(f"node {name!r}", Node, {"name": name, **fields}) for name, fields in nodes.items()],
+            [Tensor(name=name, **fields) for name, fields in tensors.items()],
+            mode,
         )
+
+    def to_json(self) -> bytes:
+        """The graph as one JSON document.
+
+        Raises:
+            GraphError: a name cannot be written in UTF-8.
+        """
+        document = _Document(nodes=tuple(self.nodes.values()), tensors=tuple(self.tensors.values()), mode=self.mode)
+        try:
+            return msgspec.json.encode(document)
+        except UnicodeEncodeError as error:
+            raise GraphError(f"a name in the graph is not text: {error}") from error
 
     @classmethod
     def from_json(cls, data: bytes | str) -> CostGraph:
         """The graph that ``to_json`` wrote.
 
         Raises:
-            GraphError: not such a document, or not a well-formed graph.
+            GraphError: not such a document (unknown or repeated keys too), or not a well-formed graph.
         """
         try:
             document = msgspec.json.decode(data, type=_Document)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise GraphError(f"not a cost graph: {error}") from error
+        checks.refuse_repeated_keys(data)
         return cls(document.nodes, document.tensors, document.mode)
 
 
 def _of_kind(by_kind: Mapping[str, int], kind: str) -> int:
     return by_kind.get(kind, by_kind.get("*", 0))
-
-
-def check_graph(graph: CostGraph) -> None:
-    """Check a cost graph at hand-over.
-
-    Raises:
-        GraphError: an unknown producer or reader, a reader that runs before its producer (program order must be
-            topological), a negative or non-integer cost; the message names the node or tensor.
-    """
-    for node in graph.nodes.values():
-        for value in (*node.forward_ns.values(), *node.backward_ns.values(), node.workspace_bytes):
-            _check_quantity(value, f"node {node.name!r}")
-    position = {name: i for i, name in enumerate(graph.nodes)}
-    for tensor in graph.tensors.values():
-        for value in (tensor.size_bytes, tensor.storage_bytes, tensor.state_bytes, tensor.step_bytes):
-            _check_quantity(value, f"tensor {tensor.name!r}")
-        if tensor.producer not in position:
-            raise GraphError(f"tensor {tensor.name!r}: its producer {tensor.producer!r} is not a node")
-        for reader in (*tensor.readers, *tensor.saved_by):
-            if reader not in position:
-                raise GraphError(f"tensor {tensor.name!r}: its reader {reader!r} is not a node")
-        last = position[tensor.producer]
-        for reader in tensor.readers:
-            if position[reader] <= last:
-                raise GraphError(
-                    f"tensor {tensor.name!r}: node {reader!r} reads it but does not run after {tensor.producer!r} "
-                    "and the readers before it; give nodes and readers in program order, without repeats or cycles"
-                )
-            last = position[reader]
-
-
-def _check_quantity(value: object, where: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise GraphError(f"{where}: cost {value!r} must be a non-negative integer")

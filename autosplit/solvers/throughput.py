@@ -1,0 +1,91 @@
+"""The search for throughput: contiguous stages first, then any placement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autosplit.solvers.anneal import Budget, anneal
+from autosplit.solvers.blocks import Blocks, blocks_of
+from autosplit.solvers.certify import certify
+from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
+from autosplit.solvers.layout import loose_groups
+from autosplit.solvers.line import NEVER, Line
+from autosplit.solvers.plain import plain_splits
+from autosplit.solvers.problem import NOTHING_FITS, Pool
+from autosplit.solvers.settle import settle
+from autosplit.solvers.shares import share_bound
+
+_STAGES = 100_000  # stages between spans that the certificate looks at
+_MOST_NEIGHBOURED = 300
+_MOVES, _MOVES_PER_BLOCK, _VISITS = 1_000, 2, 5_000
+
+
+def contiguous_stages(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
+    """Offer the best contiguous stages that are found, and the plain splits.
+
+    Args:
+        pool: takes them.
+        effort: how much to try; about a second each for a few thousand nodes.
+        may_go_on: asked now and then; False ends the search.
+
+    Returns:
+        A value that no contiguous placement is below.
+    """
+    problem = pool.problem
+    bound = _stages(pool, blocks_of(problem, ordered=True), effort, may_go_on)
+    loose = loose_groups(problem)
+    if loose and not problem.contiguous:
+        _stages(pool, blocks_of(problem, ordered=True, loose=loose), effort, may_go_on)
+    return bound
+
+
+def _stages(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], bool]) -> int:
+    """The same for one way to order the blocks."""
+    quotient, fleet, flight = blocks.quotient, blocks.fleet, blocks.flight
+    for name, labels in plain_splits(blocks):
+        pool.offer(blocks.labels(labels), name)
+    line = by_orders(quotient, fleet, flight)
+    if line is None:
+        line, proved = by_all_downsets(quotient, fleet, flight, NEVER)
+        if line is None:
+            return NOTHING_FITS if proved else 0
+    _offer(pool, blocks, line, "stages, chain DP")
+    found = certify(quotient, fleet, line.value, flight=flight, effort=_STAGES * effort, stop=lambda: not may_go_on())
+    if found.labels is not None:
+        pool.offer(blocks.labels(found.labels), "stages, nested cuts")
+    elif not found.proved and len(quotient) <= _MOST_NEIGHBOURED * effort and may_go_on():
+        _offer(pool, blocks, by_neighbours(quotient, fleet, flight, line, may_go_on), "stages, neighbours")
+    return found.bound_ns
+
+
+def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
+    """Offer the best placement that is found without a thought to stages, from the best answer on.
+
+    Args:
+        pool: with an answer in it.
+        effort: how much to try; about a second each for a thousand nodes.
+        may_go_on: asked now and then; False ends the search.
+
+    Returns:
+        A value that no placement at all is below.
+    """
+    problem = pool.problem
+    blocks = blocks_of(problem, ordered=False)
+    quotient, fleet = blocks.quotient, blocks.fleet
+    bound = share_bound(quotient, fleet)
+    affordable = _MOVES * effort > len(quotient) * _MOVES_PER_BLOCK
+    if pool.best is None or problem.k == 1 or not affordable or pool.reaches(bound):
+        return bound
+    start = [pool.best.labels[members[0]] for members in quotient.members]
+    budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
+    labels = anneal(quotient, fleet, start, budget)
+    pool.offer(blocks.labels(labels), "annealing")
+    if not pool.fits or not may_go_on():
+        return bound
+    settled = settle(quotient, fleet, labels, bound, visits=_VISITS * effort)
+    pool.offer(blocks.labels(settled.labels), "branch and bound")
+    return max(bound, settled.bound_ns)
+
+
+def _offer(pool: Pool, blocks: Blocks, line: Line, method: str) -> None:
+    pool.offer(blocks.labels(line.labels(blocks.quotient, blocks.fleet)), method)
