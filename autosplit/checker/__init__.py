@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from autosplit.checker import clock, memory, stages, traffic
+from autosplit.checker import clock, memory, pieces, stages, traffic
 from autosplit.device import HOST, Cluster
 from autosplit.errors import AutosplitError, PlanError
 from autosplit.graph import CostGraph
@@ -84,8 +84,12 @@ def replay(
     peak = memory.peak_bytes(graph, placed, cluster.names, io_device, cost_model)
     has = {device.name: device.memory_bytes for device in cluster.devices} | dict(capacities or {})
     values = {"throughput": max(load.values()), "memory": max(peak.values())}
+    if objective == "latency" and cost_model.transfers == "host":
+        values[objective] = pieces.latency_ns(graph, placed, cluster, load)
+    elif objective == "latency":
+        values[objective] = clock.latency_ns(graph, placed, cluster, sendings)
     return Replay(
-        value=clock.latency_ns(graph, placed, cluster, sendings) if objective == "latency" else values[objective],
+        value=values[objective],
         load_ns=load,
         peak_bytes=peak,
         over_bytes={name: size - has[name] for name, size in peak.items() if size > has[name]},

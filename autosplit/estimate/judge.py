@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from autosplit.device import HOST, Cluster
 from autosplit.estimate.makespan import makespan_ns
+from autosplit.estimate.pieces import pieces_ns
 from autosplit.graph import CostGraph, Tensor
 from autosplit.placement import DIRECT, CostModel, Objective
 
@@ -174,7 +175,7 @@ class Judge:
     def value(self, labels: Sequence[int], objective: Objective, peaks: Sequence[int]) -> int:
         """The objective; ``peaks`` are those of ``labels``."""
         if objective == "latency":
-            return self.step_ns(labels)
+            return pieces_ns(self, labels) if self.model.transfers == "host" else self.step_ns(labels)
         return max(self.load_ns(labels)) if objective == "throughput" else max(peaks)
 
 

@@ -14,8 +14,8 @@ from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
-from autosplit.solvers.latency import anneal as anneal_makespan
-from autosplit.solvers.latency import schedules
+from autosplit.solvers.latency import side_by_side
+from autosplit.solvers.pieces import offered_pieces
 from autosplit.solvers.pipeline import Replicate, pipeline, shared_work_ns
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
@@ -45,14 +45,15 @@ def solve(
     """Place every node on a device.
 
     The best is taken of: each device alone; for two devices the exact cut; equal shares of the work; devices filled
-    in turn; and, in program order and in the order of nested min cuts, the best contiguous split.
-    Then moves improve it.
+    in turn; in program order and in the order of nested min cuts, the best contiguous split; and for latency, where the
+    queues of devices run side by side, list schedules and annealing on the makespan. Then moves improve it.
 
     Args:
         graph: what runs, and what it costs.
         devices: in the order in which stages are laid out: a spec ("2x24GiB"), a path of a cluster.toml, a list of
             Device, or a Cluster.
-        objective: "latency" (ns of one step), "throughput" (ns of the busiest device) or "memory" (largest peak).
+        objective: "latency" (ns of one step: ``autosplit.estimate.makespan``, or ``.pieces`` where transfers go
+            through the host), "throughput" (ns of the busiest device) or "memory" (largest peak).
         contiguous: only placements that run as a pipeline: the devices can be ordered so that nothing of the forward
             pass goes back.
         cost_model: what transfers cost, and micro-batches in flight.
@@ -70,8 +71,9 @@ def solve(
         bound is proved. It is the same whatever the hash seed.
 
         Never worse than the best single device, equal split or sequential fill that fits. Exact for one device,
-        for latency on two devices when memory does not bind, and for up to some 10 nodes.
-        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000.
+        for latency on two synchronous devices when memory does not bind, and for up to some 10 nodes.
+        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000, and another second or two
+        for latency where queues run side by side.
 
     Raises:
         AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
@@ -163,9 +165,11 @@ class _Search:
         """Fill the pool until an answer reaches the bound. Returns the bound, raised by what turned out to be exact."""
         pool, problem = self.pool, self.problem
         single_devices(pool)
+        if problem.offers_pieces:
+            bound = max(bound, offered_pieces(pool, self.effort))
         if problem.k == 2 and problem.objective == "latency" and not pool.reaches(bound):
             cut_ns = two_devices(pool)
-            if problem.is_serial:
+            if problem.is_serial and not problem.offers_pieces:
                 bound = max(bound, cut_ns)
         if problem.k ** len(problem.bundles) > _FEW_PLACEMENTS and not pool.reaches(bound):
             bound = max(bound, self._heuristics(bound))
@@ -179,13 +183,12 @@ class _Search:
         """Offer what the searches for large problems find. Returns a value that nothing is below."""
         pool, problem = self.pool, self.problem
         if problem.objective == "throughput":
-            proved = contiguous_stages(pool, self.may_go_on)
+            proved = contiguous_stages(pool, self.effort, self.may_go_on)
             bound = max(bound, proved) if problem.contiguous else bound
         if problem.objective != "throughput" or not pool.fits:
             splits(pool)
-        if problem.objective == "latency" and not problem.is_serial:
-            schedules(pool)
-            anneal_makespan(pool, bound)
+        if problem.objective == "latency" and not problem.is_serial and not problem.offers_pieces:
+            side_by_side(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
         if not pool.reaches(bound) and self.may_go_on():

@@ -60,6 +60,10 @@ def blocks_of(problem: Problem, *, ordered: bool, loose: Iterable[tuple[int, ...
     before: list[set[int]] = [set() for _ in bundles]
     if ordered:
         bundles, before = _acyclic(problem, bundles, frozenset(loose))
+    return _compiled(problem, bundles, before)
+
+
+def _compiled(problem: Problem, bundles: list[tuple[int, ...]], before: list[set[int]]) -> Blocks:
     block_of = {node: b for b, bundle in enumerate(bundles) for node in bundle}
     kinds = _kinds(problem)
     wires, exact = _wires(problem, block_of)
@@ -80,6 +84,17 @@ def blocks_of(problem: Problem, *, ordered: bool, loose: Iterable[tuple[int, ...
     fleet = Fleet(kinds, sender_pays=model.transfers != "receiver", overlap=model.overlap)
     flight = Flight(model.microbatches, all_at_once=model.schedule == "gpipe")
     return Blocks(quotient, fleet, flight, exact and paid, exact_bytes)
+
+
+def nodes_of(problem: Problem) -> Blocks:
+    """The problem in blocks of one node each, whatever stays together. ``before`` is everything that a node reads."""
+    count = problem.n
+    bundles: list[tuple[int, ...]] = [(i,) for i in range(count)]
+    before: list[set[int]] = [set() for _ in bundles]
+    for item in problem.judge.items:
+        for reader in item.readers:
+            before[reader].add(item.producer)
+    return _compiled(problem, bundles, before)
 
 
 def _by_block(times: Sequence[int], bundles: Iterable[Sequence[int]]) -> list[int]:

@@ -26,7 +26,8 @@ def lower_bound(problem: Problem) -> int:
         even = _level(sum(need.base + need.update for need in needs), sorted(problem.capacity))
         return max(even, max((need.alone for need in needs), default=0))
     if problem.objective == "latency":
-        return max(shared_work(problem), critical_path(problem))
+        offered = problem.judge.model.transfers == "host"  # a host has as many cores as it needs
+        return max(0 if offered else shared_work(problem), critical_path(problem))
     plain = problem.judge.model.transfers == "direct" and not problem.judge.model.overlap
     unary = problem.unary_ns if plain else problem.judge.node_ns
     least = [

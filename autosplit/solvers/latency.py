@@ -14,7 +14,14 @@ _HEATS, _COLD = (0.02, 0.1), 1e-5
 _MOST_OFFERS = 8
 
 
-def schedules(pool: Pool) -> None:
+def side_by_side(pool: Pool, bound: int) -> None:
+    """Offer list schedules, and anneal the best answer, until one reaches ``bound``."""
+    track = Track(pool.problem)
+    schedules(pool, track)
+    anneal(pool, track, bound)
+
+
+def schedules(pool: Pool, track: Track) -> None:
     """Offer list schedules: each node in turn on the device that is done with it first.
 
     The turns are those of the upward rank (Topcuoglu, Hariri, Wu 2002, HEFT) and those of the program, in which the
@@ -24,8 +31,8 @@ def schedules(pool: Pool) -> None:
     problem = pool.problem
     ranks = upward_ranks(problem)
     by_rank = sorted(range(problem.n), key=lambda i: (-ranks[i], i))
-    pool.offer(_earliest(problem, by_rank), "earliest finish by rank")
-    pool.offer(_earliest(problem, range(problem.n)), "earliest finish in program order")
+    pool.offer(_Greedy(track).run(by_rank), "earliest finish by rank")
+    pool.offer(_Greedy(track).run(range(problem.n)), "earliest finish in program order")
 
 
 def upward_ranks(problem: Problem) -> list[int]:
@@ -42,15 +49,12 @@ def upward_ranks(problem: Problem) -> list[int]:
     return ranks
 
 
-def _earliest(problem: Problem, order: Sequence[int]) -> list[int]:
-    return _Greedy(problem).run(order)
-
-
 class _Greedy:
     """A list schedule in the making."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.judge = problem, problem.judge
+    def __init__(self, track: Track) -> None:
+        self.track, self.problem, self.judge = track, track.problem, track.judge
+        problem = self.problem
         self.labels = [-1] * problem.n
         self.at = [0] * (problem.k + 1)
         self.there: list[set[int]] = [{self.judge.io} if item.input else set() for item in self.judge.items]
@@ -58,7 +62,6 @@ class _Greedy:
         for tensor, item in enumerate(self.judge.items):
             for node in (item.producer, *item.readers):
                 self.reads[node].append(tensor)
-        self.track = Track(problem)
         self.held = [0] * problem.k
 
     def run(self, order: Sequence[int]) -> list[int]:
@@ -99,7 +102,7 @@ class _Greedy:
             self.there[tensor].add(self.labels[node])
 
 
-def anneal(pool: Pool, bound: int) -> None:
+def anneal(pool: Pool, track: Track, bound: int) -> None:
     """Improve the best answer by simulated annealing of blocks on the makespan; weights stay within the capacities.
 
     The best found is offered, and if it does not fit some that were the best before. The same each time: seeds are
@@ -109,7 +112,6 @@ def anneal(pool: Pool, bound: int) -> None:
     """
     if pool.best is None:
         return
-    track = Track(pool.problem)
     enough = _MOVES_EACH * len(track.blocks) * track.problem.k
     moves = min(enough, _VISITS // max(1, len(track.segments) * (1 + track.judge.train)))
     for seed, hot in enumerate(_HEATS):

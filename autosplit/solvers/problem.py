@@ -11,6 +11,7 @@ import networkx as nx
 from autosplit.device import HOST, Cluster
 from autosplit.errors import DeviceError, GraphError
 from autosplit.estimate.judge import Judge
+from autosplit.estimate.pieces import NEVER_NS
 from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective
 
@@ -65,6 +66,12 @@ class Problem:
         self.graph, self.cluster, self.objective = graph, cluster, objective
         self.judge, self.contiguous = Judge(graph, cluster, io_device, model), contiguous
         self.n, self.k = self.judge.n, self.judge.k
+        self.offers_pieces = objective == "latency" and model.transfers == "host"
+        if self.offers_pieces and not any(self.judge.is_host[: self.k]):
+            raise DeviceError(
+                "latency with transfers through the host: a host offers pieces to accelerators, but none of "
+                f'{", ".join(cluster.names)} is of kind "cpu"; add one, or let transfers be "direct"'
+            )
         self.capacity = [given.get(device.name, device.memory_bytes) for device in cluster.devices]
         self.allowed = _allowed(graph, cluster)
 
@@ -147,6 +154,7 @@ class Problem:
         tie = self.judge.step_ns(labels) if memory else max(peak / max(1, has) for peak, has in pairs)
         excess = sum(max(0, peak - has) for peak, has in pairs)
         misplaced = sum(labels[i] not in devices for i, devices in self.allowed.items())
+        misplaced += value >= NEVER_NS
         misplaced += self.contiguous and not self.is_contiguous(labels)
         return Answer(Score(misplaced, excess, value, tie), tuple(labels), tuple(peaks), method)
 

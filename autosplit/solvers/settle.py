@@ -13,6 +13,7 @@ from autosplit.solvers.quotient import Load, Quotient, bottleneck, stage_ns
 from autosplit.solvers.shares import tied
 
 _MOST_BLOCKS = 200  # the search recurses once per block
+_STEPS = 10  # of the bisection, when the search for a proof did not end
 
 
 class Settled(NamedTuple):
@@ -20,24 +21,26 @@ class Settled(NamedTuple):
 
     Attributes:
         labels: for each block the position of its device.
-        proved: whether no labelling that fits has a lower bottleneck.
+        bound_ns: no labelling that fits has a lower bottleneck; that of ``labels`` when they are proved to be best.
     """
 
     labels: list[int]
-    proved: bool
+    bound_ns: int
 
 
-def settle(quotient: Quotient, fleet: Fleet, labels: Sequence[int], visits: int = 50_000) -> Settled:
+def settle(quotient: Quotient, fleet: Fleet, labels: Sequence[int], bound_ns: int = 0, visits: int = 50_000) -> Settled:
     """Try all labellings that may be better than the given ones, contiguous or not.
 
     Blocks are given devices one by one, large and joined ones first, empty devices of a kind being alike. A partial
     labelling is left when a device is over its memory or over the best value, or when the rest does not fit into the
-    time that is left on all devices together. Wires too dear to be cut tie their blocks first.
+    time that is left on all devices together. Wires too dear to be cut tie their blocks first. When half of the visits
+    do not suffice for a proof, the other half goes to refuting lower values, by bisection.
 
     Args:
         quotient: the blocks; order constraints do not bind.
         fleet: the devices.
         labels: for each block the position of its device; must fit.
+        bound_ns: a known bound.
         visits: at most this many partial labellings are looked at.
 
     Complexity: exponential in the blocks; O(visits x (devices + wires of a block)).
@@ -45,21 +48,45 @@ def settle(quotient: Quotient, fleet: Fleet, labels: Sequence[int], visits: int 
 
     >>> from autosplit.solvers.fleet import Kind
     >>> settle(Quotient.of_numbers([[3, 3, 2, 2, 2]]), Fleet((Kind((0, 1)),)), [0, 0, 0, 1, 1])
-    Settled(labels=[0, 0, 1, 1, 1], proved=True)
+    Settled(labels=[0, 0, 1, 1, 1], bound_ns=6)
     """
-    value = bottleneck(quotient, fleet, labels)
-    blocks = tied(replace(quotient, members=tuple((b,) for b in range(len(quotient)))), value - 1)
+    best, value = list(labels), bottleneck(quotient, fleet, labels)
+    found, whole = _search(quotient, fleet, value - 1, visits // 2)
+    if found is not None:
+        best, value = found, bottleneck(quotient, fleet, found)
+    if whole:
+        return Settled(best, value)
+    low, high = bound_ns, value - 1  # no value under low is possible
+    for _ in range(_STEPS):
+        if low >= high:
+            break
+        middle = (low + high) // 2
+        found, whole = _search(quotient, fleet, middle, visits // (2 * _STEPS))
+        if found is None and whole:
+            low = middle + 1
+            continue
+        if found is not None:
+            best, value = found, bottleneck(quotient, fleet, found)
+        if whole:
+            return Settled(best, value)
+        high = min(middle, value - 1)
+    return Settled(best, min(low, value))
+
+
+def _search(quotient: Quotient, fleet: Fleet, limit: int, visits: int) -> tuple[list[int] | None, bool]:
+    """Labels with the least bottleneck up to ``limit``, if any were found, and whether the search came to its end."""
+    blocks = tied(replace(quotient, members=tuple((b,) for b in range(len(quotient)))), fleet, limit)
     if len(blocks) > _MOST_BLOCKS:
-        return Settled(list(labels), proved=False)
-    search = _Search(blocks, fleet, value - 1, visits)
-    proved = search.descend(0)
+        return None, False
+    search = _Search(blocks, fleet, limit, visits)
+    whole = search.descend(0)
     if search.found is None:
-        return Settled(list(labels), proved)
-    found = list(labels)
+        return None, whole
+    labels = [0] * len(quotient)
     for block, device in enumerate(search.found):
         for member in blocks.members[block]:
-            found[member] = search.devices[device]
-    return Settled(found, proved)
+            labels[member] = search.devices[device]
+    return labels, whole
 
 
 class _Search:

@@ -21,9 +21,10 @@ _COUNTED = 128  # blocks, the largest ones, that are counted into devices
 def share_bound(quotient: Quotient, fleet: Fleet) -> int:
     """No labelling, contiguous or not, has a bottleneck under this, in ns. Memory is left out.
 
-    Under a bottleneck of T, a wire that costs more than T ties its blocks together, when both its ends pay. On the
-    blocks tied so, the largest of three bounds: the least work of a block; the work shared out as if blocks could be
-    divided; and the largest m blocks counted into devices, each of which takes only so many of the smallest of them.
+    Under a bottleneck of T, a wire that costs more than T ties its blocks together, when some device pays wherever it
+    is cut. On the blocks tied so, the largest of three bounds: the least work of a block; the work shared out as if
+    blocks could be divided; and the largest m blocks counted into devices, each of which takes only so many of the
+    smallest of them.
 
     Returns:
         The bound; ``UNLIMITED`` when a block is allowed nowhere.
@@ -36,23 +37,30 @@ def share_bound(quotient: Quotient, fleet: Fleet) -> int:
     >>> share_bound(Quotient.of_numbers([[5, 4, 3]]), Fleet((Kind((0, 1)),)))
     7
     """
-    hosts = sum(len(kind.devices) for kind in fleet.kinds if not kind.pays)
-    ties = fleet.sender_pays and hosts <= 1
-    costs = sorted({0, *(wire.cost for wire in quotient.wires)}) if ties else [0]
+    costs = sorted({0, *(wire.cost for wire in quotient.wires)}) if _ties(fleet) else [0]
     found: dict[int, int] = {}
 
     def from_here(number: int) -> bool:
         """Whether a bottleneck in [costs[number], the next cost) is not refuted."""
         last = number + 1 == len(costs)
-        found[number] = _tied_bound(quotient if last else tied(quotient, costs[number]), fleet)
+        found[number] = _tied_bound(quotient if last else tied(quotient, fleet, costs[number]), fleet)
         return last or found[number] < costs[number + 1]
 
     first = _first(len(costs), from_here)
     return max(costs[first], found[first])
 
 
-def tied(quotient: Quotient, bottleneck_ns: int) -> Quotient:
-    """The quotient with the blocks of each wire that costs more than this merged; order constraints left out."""
+def _ties(fleet: Fleet) -> bool:
+    """Whether some device pays for a wire wherever it is cut."""
+    hosts = sum(len(kind.devices) for kind in fleet.kinds if not kind.pays)
+    return hosts <= (1 if fleet.sender_pays else 0)
+
+
+def tied(quotient: Quotient, fleet: Fleet, bottleneck_ns: int) -> Quotient:
+    """The quotient with those blocks merged that no labelling with this bottleneck parts; no order constraints.
+
+    They are the blocks of each wire that costs more, when some device pays for a wire wherever it is cut.
+    """
     head = list(range(len(quotient)))
 
     def find(block: int) -> int:
@@ -60,7 +68,7 @@ def tied(quotient: Quotient, bottleneck_ns: int) -> Quotient:
             head[block] = block = head[head[block]]
         return block
 
-    for wire in quotient.wires:
+    for wire in quotient.wires if _ties(fleet) else ():
         if wire.cost > bottleneck_ns:
             for reader in wire.readers:
                 head[find(reader)] = find(wire.producer)

@@ -6,50 +6,56 @@ from collections.abc import Callable
 
 from autosplit.solvers.anneal import Budget, anneal
 from autosplit.solvers.blocks import Blocks, blocks_of
+from autosplit.solvers.certify import certify
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
 from autosplit.solvers.layout import loose_groups
 from autosplit.solvers.line import NEVER, Line
 from autosplit.solvers.plain import plain_splits
-from autosplit.solvers.problem import Pool
+from autosplit.solvers.problem import NOTHING_FITS, Pool
+from autosplit.solvers.settle import settle
 from autosplit.solvers.shares import share_bound
 
-_MOST_NEIGHBOURED = 2000
-_MOVES, _MOVES_PER_BLOCK = 1_000, 2
+_STAGES = 100_000  # stages between spans that the certificate looks at
+_MOST_NEIGHBOURED = 300
+_MOVES, _MOVES_PER_BLOCK, _VISITS = 1_000, 2, 5_000
 
 
-def contiguous_stages(pool: Pool, may_go_on: Callable[[], bool]) -> int:
+def contiguous_stages(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
     """Offer the best contiguous stages that are found, and the plain splits.
 
+    Args:
+        pool: takes them.
+        effort: how much to try; about a second each for a few thousand nodes.
+        may_go_on: asked now and then; False ends the search.
+
     Returns:
-        A value that no contiguous placement is below (0: none is known).
+        A value that no contiguous placement is below.
     """
     problem = pool.problem
-    bound = _stages(pool, blocks_of(problem, ordered=True), may_go_on)
+    bound = _stages(pool, blocks_of(problem, ordered=True), effort, may_go_on)
     loose = loose_groups(problem)
     if loose and not problem.contiguous:
-        _stages(pool, blocks_of(problem, ordered=True, loose=loose), may_go_on)
+        _stages(pool, blocks_of(problem, ordered=True, loose=loose), effort, may_go_on)
     return bound
 
 
-def _stages(pool: Pool, blocks: Blocks, may_go_on: Callable[[], bool]) -> int:
+def _stages(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], bool]) -> int:
     """The same for one way to order the blocks."""
+    quotient, fleet, flight = blocks.quotient, blocks.fleet, blocks.flight
     for name, labels in plain_splits(blocks):
         pool.offer(blocks.labels(labels), name)
-    line = by_orders(blocks.quotient, blocks.fleet, blocks.flight)
-    if line is not None:
-        _offer(pool, blocks, line, "stages, chain DP")
-    better, proved = by_all_downsets(
-        blocks.quotient, blocks.fleet, blocks.flight, NEVER if line is None else line.value - 1
-    )
-    if better is not None:
-        line = better
-        _offer(pool, blocks, line, "stages, all downsets")
-    if proved:
-        return NEVER if line is None else line.value
-    if line is not None and len(blocks.quotient) <= _MOST_NEIGHBOURED:
-        line = by_neighbours(blocks.quotient, blocks.fleet, blocks.flight, line, may_go_on)
-        _offer(pool, blocks, line, "stages, neighbours")
-    return 0
+    line = by_orders(quotient, fleet, flight)
+    if line is None:
+        line, proved = by_all_downsets(quotient, fleet, flight, NEVER)
+        if line is None:
+            return NOTHING_FITS if proved else 0
+    _offer(pool, blocks, line, "stages, chain DP")
+    found = certify(quotient, fleet, line.value, flight=flight, effort=_STAGES * effort, stop=lambda: not may_go_on())
+    if found.labels is not None:
+        pool.offer(blocks.labels(found.labels), "stages, nested cuts")
+    elif not found.proved and len(quotient) <= _MOST_NEIGHBOURED * effort and may_go_on():
+        _offer(pool, blocks, by_neighbours(quotient, fleet, flight, line, may_go_on), "stages, neighbours")
+    return found.bound_ns
 
 
 def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
@@ -65,13 +71,20 @@ def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int
     """
     problem = pool.problem
     blocks = blocks_of(problem, ordered=False)
-    bound = share_bound(blocks.quotient, blocks.fleet)
-    affordable = _MOVES * effort > len(blocks.quotient) * _MOVES_PER_BLOCK
-    if pool.best is not None and problem.k > 1 and affordable and not pool.reaches(bound):
-        start = [pool.best.labels[members[0]] for members in blocks.quotient.members]
-        budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
-        pool.offer(blocks.labels(anneal(blocks.quotient, blocks.fleet, start, budget)), "annealing")
-    return bound
+    quotient, fleet = blocks.quotient, blocks.fleet
+    bound = share_bound(quotient, fleet)
+    affordable = _MOVES * effort > len(quotient) * _MOVES_PER_BLOCK
+    if pool.best is None or problem.k == 1 or not affordable or pool.reaches(bound):
+        return bound
+    start = [pool.best.labels[members[0]] for members in quotient.members]
+    budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
+    labels = anneal(quotient, fleet, start, budget)
+    pool.offer(blocks.labels(labels), "annealing")
+    if not pool.fits or not may_go_on():
+        return bound
+    settled = settle(quotient, fleet, labels, bound, visits=_VISITS * effort)
+    pool.offer(blocks.labels(settled.labels), "branch and bound")
+    return max(bound, settled.bound_ns)
 
 
 def _offer(pool: Pool, blocks: Blocks, line: Line, method: str) -> None:

@@ -1,8 +1,8 @@
 """Latency: ``solve`` on graphs with branches, and ``offload`` on published problems.
 
 ``python tests/bench/latency.py`` prints, for synthetic graphs on accelerators, the makespan of one device, of the
-two-device cut where it applies, and of ``solve``, with bound, gap and seconds. ``--data DIR`` adds the published latency
-problems (Tarnawski et al. 2020) under DIR, scored by the evaluator DIR/evaluate.py.
+two-device cut where it applies, and of ``solve``, with bound, gap and seconds. ``--data DIR`` adds the published
+latency problems (Tarnawski et al. 2020) under DIR, scored by the evaluator DIR/evaluate.py.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def published(data: Path) -> None:
 
 
 def compile_workload(workload: Any) -> tuple[list[Any], Quotient, Fleet, list[list[int]]]:
-    """An evaluator's graph as numbers: nodes in order, blocks of one node each, the devices, and what stays together."""
+    """An evaluator's graph as numbers: nodes in order, a block for each, the devices, and what stays together."""
     order = list(nx.lexicographical_topological_sort(workload, key=str))
     position = {v: i for i, v in enumerate(order)}
     nodes = [workload.nodes[v] for v in order]

@@ -21,6 +21,7 @@ import numpy as np
 from workloads import UNIT_MS, Workload, load
 
 from autosplit.solvers.anneal import Budget, anneal
+from autosplit.solvers.settle import settle
 from autosplit.solvers.shares import share_bound
 
 _FOLDER = "tarnawski2020/throughput-inputs"
@@ -78,8 +79,10 @@ def solved(path: Path, judge: Any, budget: Budget, scale: float = 1.0) -> Row:
         file.write(scaled(path, scale))
         file.flush()
         score = judge.throughput(judge.load_workload(file.name), problem.placement(labels))
-    bound = share_bound(problem.quotient, problem.fleet) * UNIT_MS
-    return Row(score.value, bound, seconds, score.violations)
+    bound = share_bound(problem.quotient, problem.fleet)
+    if score.feasible:
+        bound = settle(problem.quotient, problem.fleet, labels, bound).bound_ns
+    return Row(score.value, bound * UNIT_MS, seconds, score.violations)
 
 
 def main() -> None:

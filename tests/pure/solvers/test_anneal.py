@@ -29,7 +29,7 @@ def problem(rng: random.Random, blocks: int, *, tight: bool = False) -> tuple[Qu
         if readers:
             back = rng.random() < 0.3  # a gradient: read before it is made
             ends = (readers[-1], [block, *readers[:-1]]) if back else (block, readers)
-            wires.append((rng.choice((0, rng.randint(1, 20))), *ends))
+            wires.append((rng.choice((0, rng.randint(1, 20), rng.randint(1, 150))), *ends))
     memory = [rng.randint(0, 9) for _ in range(blocks)]
     kinds = [work, [w * rng.randint(1, 6) for w in work]] if host else [work]
     quotient = Quotient.of_numbers(
@@ -193,5 +193,5 @@ def test_the_bound_counts_large_blocks_and_ties_dear_wires() -> None:
     assert share_bound(Quotient.of_numbers([[4, 4, 4, 1]]), fleet) == 8
     wires = [(9, 0, [1]), (9, 1, [2])]
     assert share_bound(Quotient.of_numbers([[4, 4, 4, 4]], wires), fleet) == 9  # cut a wire, or hold 12
-    receivers = Fleet((Kind((0, 1)),), sender_pays=False)
-    assert share_bound(Quotient.of_numbers([[4, 4, 4, 4]], wires), receivers) == 8
+    receivers = Fleet((Kind((0, 1)), Kind((2,), pays=False)), sender_pays=False)
+    assert share_bound(Quotient.of_numbers([[4, 4, 4, 4], [4, 4, 4, 4]], wires), receivers) == 8  # the host reads free

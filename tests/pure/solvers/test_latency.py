@@ -115,6 +115,6 @@ def test_a_list_schedule_keeps_groups_whole(seed):
     rng = random.Random(seed)
     case: Case = random_case(rng, 25, 3)
     problem = Problem(case.graph, case.cluster, "latency", HOST)
-    labels = _Greedy(problem).run(range(problem.n))
+    labels = _Greedy(Track(problem)).run(range(problem.n))
     assert all(len({labels[i] for i in bundle}) == 1 for bundle in problem.bundles)
     assert all(0 <= label < problem.k for label in labels)
