@@ -8,18 +8,20 @@ known; "proved" is the exhaustive search over all downsets, degrees and choices,
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from published_problems import DATA, evaluator
 
 from autosplit import solve
 from autosplit.device import Cluster, Device
@@ -272,7 +274,7 @@ class PipeDream:
 
         return search(quotient, solve)
 
-    def judged(self, evaluate: ModuleType, line: Line, *, transfers: bool) -> float:
+    def judged(self, evaluate: Any, line: Line, *, transfers: bool) -> float:
         stage_of = {self.ids[block]: i for i, stage in enumerate(line.stages) for block in stage.blocks}
         stage_of |= dict.fromkeys(self.left_out, 0)
         replicas = [stage.replicas for stage in line.stages]
@@ -285,13 +287,13 @@ def _by_time(way: tuple[str, dict[str, Any]]) -> tuple[float, float]:
     return way[1]["timePerSample"], way[1]["memoryUsageA"]
 
 
-def piper_problem(evaluate: ModuleType, path: Path, devices: int, memory_gib: float) -> Piper:
+def piper_problem(evaluate: Any, path: Path, devices: int, memory_gib: float) -> Piper:
     graph = evaluate.load_workload(path)
     graph.graph.update(bandwidth=25.0 * GIB, microbatches=1920)
     return Piper(graph, devices, memory_gib)
 
 
-def piper_row(evaluate: ModuleType, problem: Piper, path: Path) -> str:
+def piper_row(evaluate: Any, problem: Piper, path: Path) -> str:
     devices, memory_gib = problem.graph.graph["k"], problem.graph.graph["mem"] / GIB
     found = search(problem.quotients[1], problem.solve)
     reference = PIPER_REFERENCES.get((path.stem, devices, int(memory_gib)), "-")
@@ -311,7 +313,7 @@ def piper_row(evaluate: ModuleType, problem: Piper, path: Path) -> str:
     return f"{head}  ours {score.value:.8f}  reference {reference}  {proof}  {found.seconds:.2f} s  {what}"
 
 
-def public_row(evaluate: ModuleType, problem: Piper) -> str:
+def public_row(evaluate: Any, problem: Piper) -> str:
     start = time.perf_counter()
     try:
         placement = problem.public()
@@ -335,7 +337,7 @@ def public_row(evaluate: ModuleType, problem: Piper) -> str:
     return f"    solve(), stages not split: ours {score.value:.8f}  {proof}  {seconds:.2f} s"
 
 
-def pipedream_rows(evaluate: ModuleType, path: Path, devices: int) -> Iterator[str]:
+def pipedream_rows(evaluate: Any, path: Path, devices: int) -> Iterator[str]:
     graph = evaluate.load_workload(path)
     name = path.name.removesuffix(".graph.txt")
     columns = (
@@ -358,31 +360,26 @@ def pipedream_rows(evaluate: ModuleType, path: Path, devices: int) -> Iterator[s
         yield f"{head}  {proof}  {found.seconds:.2f} s  {degrees}"
 
 
-def load_evaluator(data: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate", data / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate"] = module
-    spec.loader.exec_module(module)
-    return module
+def rows(evaluate: Any, data: Path, only: str = "", devices: Sequence[int] = (4, 8)) -> Iterator[str]:
+    """The table."""
+    for path in sorted((data / "piper2021").glob("*.json")):
+        for count, memory_gib in ((8, 8), (8, 2), (8, 80), (16, 4)) if only in path.stem else ():
+            problem = piper_problem(evaluate, path, count, memory_gib)
+            yield piper_row(evaluate, problem, path)
+            yield public_row(evaluate, problem)
+    for path in sorted((data / "pipedream2019").glob("*.graph.txt")):
+        for count in devices if only in path.stem else ():
+            yield from pipedream_rows(evaluate, path, count)
 
 
 def main() -> None:
+    """Print it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/workloads"))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--devices", type=int, nargs="*", default=[4, 8], help="for PipeDream's files")
-    data = parser.parse_args().data
-    evaluate = load_evaluator(data)
-    for path in sorted((data / "piper2021").glob("*.json")):
-        for devices, memory_gib in ((8, 8), (8, 2), (8, 80), (16, 4)):
-            problem = piper_problem(evaluate, path, devices, memory_gib)
-            print(piper_row(evaluate, problem, path), flush=True)
-            print(public_row(evaluate, problem), flush=True)
-    for path in sorted((data / "pipedream2019").glob("*.graph.txt")):
-        for devices in parser.parse_args().devices:
-            for row in pipedream_rows(evaluate, path, devices):
-                print(row, flush=True)
+    given = parser.parse_args()
+    for row in rows(evaluator(given.data), given.data, devices=given.devices):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
