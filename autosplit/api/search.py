@@ -131,7 +131,9 @@ def _solve(problem: Problem, objective: Objective, limits: Mapping[str, int]) ->
     if problem.request.strategy == "split" and len(set(placement.devices.values())) == 1 and objective != "memory":
         return _solve(problem, "memory", limits)
     if len(set(placement.devices.values())) > 1 and problem.request.objective == problem.request.strategy == "auto":
-        return fitting_alone(problem, limits) or _from_the_first(problem, placement)
+        alone = fitting_alone(problem, limits)
+        if alone is not None:
+            return msgspec.structs.replace(alone, bound=placement.bound)
     return _from_the_first(problem, placement)
 
 

@@ -25,7 +25,7 @@ __all__ = ["solve"]
 
 _FEW_PLACEMENTS = 1024
 _NODE_EVALUATIONS = 60_000
-_MOST_EVALUATIONS = 1000
+_MOST_EVALUATIONS, _FEW_EVALUATIONS = 1000, 200
 
 
 def solve(
@@ -191,7 +191,8 @@ class _Search:
             side_by_side(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
-        if not pool.reaches(bound) and self.may_go_on():
-            tries = min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
-            improve(pool, tries * self.effort, bound)
+        tries = self.effort * min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
+        searched = problem.objective == "throughput" and pool.fits and tries < _FEW_EVALUATIONS
+        if not searched and not pool.reaches(bound) and self.may_go_on():
+            improve(pool, tries, bound)
         return bound

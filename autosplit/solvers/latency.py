@@ -10,7 +10,7 @@ from autosplit.solvers.problem import Pool, Problem
 from autosplit.solvers.track import Track
 
 _VISITS, _MOVES_EACH = 1_200_000, 60
-_HEATS, _COLD = (0.02, 0.1), 1e-5
+_HEATS, _COLD = (0.3, 0.1), 1e-3
 _MOST_OFFERS = 8
 
 
@@ -137,7 +137,7 @@ class _Annealing:
         rng, track = self.rng, self.track
         current = best = track.makespan(self.labels)
         found: list[list[int]] = [self.labels.copy()]
-        scale = max(1, best)
+        scale = max(1, best) / len(self.labels)
         for step in range(moves):
             heat = hot * (_COLD / hot) ** (step / moves) * scale
             change = self.propose()

@@ -82,32 +82,27 @@ class _Run:
         self.sent: list[tuple[int, int, int, int]] = []
 
     def forward(self) -> None:
-        track, labels, at, queue, host = self.track, self.labels, self.at, self.track.queue, self.track.judge.k
-        for number, (block, fetches, step, _) in enumerate(track.segments):
+        """All segments in order, each after what it reads from outside: from the caller or from its home."""
+        track, labels, at, there = self.track, self.labels, self.at, self.there
+        queue, homes, io, host = track.queue, track.homes, track.judge.io, track.judge.k
+        for number, (block, fetches, (works, lags, launches), _) in enumerate(track.segments):
             device = labels[block]
-            if fetches:
-                self.fetch(number, block, fetches)
+            for tensor in fetches:
+                home = labels[homes[tensor]] if homes[tensor] != block else io
+                if home != device and not there[tensor] >> device & 1:
+                    self.send(number, tensor, home, device)
             q = queue[device]
             if q == host:
-                at[host] += step.work[device]
+                at[host] += works[device]
                 continue
-            h = at[host]
-            worked, lagged = at[q] + step.work[device], h + step.lag[device]
+            issued = at[host]
+            worked, lagged = at[q] + works[device], issued + lags[device]
             at[q] = worked if worked > lagged else lagged
-            at[host] = h + step.launch[device]
-        io, last = track.judge.io, len(track.segments)
+            at[host] = issued + launches[device]
         for tensor in track.outputs:
-            home = labels[track.homes[tensor]]
-            if home != io and not self.there[tensor] >> io & 1:
-                self.send(last, tensor, home, io)
-
-    def fetch(self, number: int, block: int, fetches: tuple[int, ...]) -> None:
-        """Copy what a segment reads, from the caller or from its home, unless that was done before."""
-        homes, device = self.track.homes, self.labels[block]
-        for tensor in fetches:
-            home = self.track.judge.io if homes[tensor] == block else self.labels[homes[tensor]]
-            if home != device and not self.there[tensor] >> device & 1:
-                self.send(number, tensor, home, device)
+            home = labels[homes[tensor]]
+            if home != io and not there[tensor] >> io & 1:
+                self.send(len(track.segments), tensor, home, io)
 
     def send(self, number: int, tensor: int, src: int, dst: int) -> None:
         self.there[tensor] |= 1 << dst
