@@ -346,8 +346,9 @@ def pipedream_rows(evaluate: Any, path: Path, devices: int) -> Iterator[str]:
         ("straight", devices, ALONE, False),
         ("straight, transfers", devices, ALONE, True),
         ("replicated, transfers", devices, Replication.up_to(devices), True),
+        ("replicated", devices, Replication.up_to(devices), False),
     )
-    references = PIPEDREAM_REFERENCES.get((name, devices), (None,) * len(columns))
+    references = (*PIPEDREAM_REFERENCES.get((name, devices), (None,) * 5), None)
     for (column, count, replication, transfers), reference in zip(columns, references, strict=True):
         problem = PipeDream(graph, count)
         found = problem.search(replication, transfers=transfers)
