@@ -81,8 +81,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         value: its value for this placement (ns, or bytes for "memory").
         bound: proved lower bound of the value over all placements that fit, in the same unit.
         method: the algorithm that found it, for people.
-        stages: in the order of the pipeline, where replicas or recomputation were asked for; ``devices`` then has the
-            first device of each node's stage. Else empty.
+        stages: of a pipeline with replicas or recomputation, in order; ``devices`` then has the first device of each
+            node's stage. Empty: each device is for itself, and nothing is recomputed.
     """
 
     devices: dict[str, str]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from msgspec import structs
+
 from autosplit.checker import check
 from autosplit.device import HOST, DescribedLike, cluster_of
+from autosplit.errors import CapacityError
 from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
 from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
 from autosplit.solvers.latency import side_by_side
 from autosplit.solvers.pieces import offered_pieces
-from autosplit.solvers.pipeline import Replicate, pipeline
+from autosplit.solvers.pipeline import Replicate, pipeline, shared_work_ns
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
 from autosplit.solvers.throughput import any_placement, contiguous_stages
@@ -22,7 +25,7 @@ __all__ = ["solve"]
 
 _FEW_PLACEMENTS = 1024
 _NODE_EVALUATIONS = 60_000
-_MOST_EVALUATIONS = 1000
+_MOST_EVALUATIONS, _FEW_EVALUATIONS = 1000, 200
 
 
 def solve(
@@ -94,7 +97,7 @@ def solve(
         return ends is None or time.monotonic() < ends
 
     if replicate != "none" or recompute:
-        placement = pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
+        placement = _replicated(problem, replicate, recompute, effort, may_go_on)
     else:
         placement = _searched(problem, effort, may_go_on)
     check(
@@ -107,6 +110,29 @@ def solve(
         contiguous=contiguous,
     )
     return placement
+
+
+def _replicated(
+    problem: Problem, replicate: Replicate, recompute: bool, effort: int, may_go_on: Callable[[], bool]
+) -> Placement:
+    """The best pipeline with replicas and recomputation; where that is not proved, never worse than without them."""
+    try:
+        placement = pipeline(problem, replicate, recompute=recompute, may_go_on=may_go_on)
+    except CapacityError as miss:
+        if miss.proved:
+            raise
+        try:
+            plain = _searched(problem, effort, may_go_on)
+        except CapacityError:
+            raise miss from None
+        return structs.replace(plain, bound=min(plain.value, shared_work_ns(problem)))
+    if placement.gap == 0:
+        return placement
+    try:
+        plain = _searched(problem, effort, may_go_on)
+    except CapacityError:
+        return placement
+    return placement if placement.value <= plain.value else structs.replace(plain, bound=placement.bound)
 
 
 def _searched(problem: Problem, effort: int, may_go_on: Callable[[], bool]) -> Placement:
@@ -165,7 +191,8 @@ class _Search:
             side_by_side(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
-        if not pool.reaches(bound) and self.may_go_on():
-            tries = min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
-            improve(pool, tries * self.effort, bound)
+        tries = self.effort * min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
+        searched = problem.objective == "throughput" and pool.fits and tries < _FEW_EVALUATIONS
+        if not searched and not pool.reaches(bound) and self.may_go_on():
+            improve(pool, tries, bound)
         return bound

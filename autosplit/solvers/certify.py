@@ -24,8 +24,9 @@ from autosplit.solvers.spans import Closure, Floats, Spans, all_downsets, split
 from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000
+_MANY = 150
 _MOST_CUTS = 400
-_FIRST = 200_000
+_FIRST = 400_000
 _CUT = 500
 _MOST_SPANS = 12_000
 _MOST_PAIRS = 6_000_000
@@ -160,7 +161,9 @@ class _Proof:
         spans = all_downsets(len(self.quotient), len(self.fleet.states))
         while not stop():
             cuts = self.tolls.cuts.count
-            spans = self.tolls.cuts.refresh(self._ordered(spans), most_ns, _MOST_CUTS)
+            spans = self._ordered(spans)
+            if spans.size > _MANY:  # the first cuts are large, and where few spans do, they are not needed
+                spans = self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
             scene = self._scene(spans, most_ns)
             if scene is None:
                 return _Outcome.FULL

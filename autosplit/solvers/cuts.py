@@ -66,11 +66,9 @@ class Parts(NamedTuple):
         """[rows of barred, chosen parts], whether no block of the part is barred in the row."""
         free = np.ones((len(barred), len(chosen)), dtype=np.bool_)
         firsts = np.cumsum(self.sizes) - self.sizes
-        touched = (
-            np.add.reduceat(np.logical_or.reduce(barred)[self.blocks], firsts, dtype=np.int64)
-            if len(firsts)
-            else firsts
-        )
+        if not len(chosen):
+            return free
+        touched = np.logical_or.reduceat(np.logical_or.reduce(barred)[self.blocks], firsts)
         some = np.flatnonzero(touched[chosen])
         if len(some):
             sizes = self.sizes[chosen[some]]

@@ -79,6 +79,12 @@ def pipeline(
     return _placement(problem, blocks, line, pieces, proved_ns)
 
 
+def shared_work_ns(problem: Problem) -> int:
+    """A bound of the time of any pipeline: all work, each node on the device fastest for it, shared by all devices."""
+    fastest_ns: int = sum(min(times) for times in zip(*problem.judge.node_ns, strict=True))
+    return -(-fastest_ns // problem.k)
+
+
 def _within_memory(problem: Problem, blocks: Blocks, may_go_on: Callable[[], bool]) -> tuple[Line, list[_Piece]]:
     """A line that fits where bytes do not just add up: with what the backward needs saved, and less capacity."""
     limits = _with_saved(problem, blocks)
@@ -185,13 +191,12 @@ def _tightened(blocks: Blocks, line: Line, over: Sequence[int]) -> Blocks:
 
 def _placement(problem: Problem, blocks: Blocks, line: Line, pieces: Sequence[_Piece], proved_ns: int) -> Placement:
     value = max(_stage_ns(problem, blocks, line, pieces))
-    shared = -(-int(blocks.quotient.work_ns.min(axis=0).sum()) // blocks.fleet.size)
     names, devices = list(problem.graph.nodes), problem.cluster.names
     return Placement(
         devices=dict(zip(names, (devices[label] for label in _labels(problem, pieces)), strict=True)),
         objective="throughput",
         value=value,
-        bound=min(value, max(proved_ns, shared)),
+        bound=min(value, max(proved_ns, shared_work_ns(problem))),
         method="stages, replicas and recomputation",
         stages=tuple(
             Stage(

@@ -15,7 +15,7 @@ from autosplit.solvers.problem import NOTHING_FITS, Pool
 from autosplit.solvers.settle import settle
 from autosplit.solvers.shares import share_bound
 
-_STAGES = 100_000  # stages between spans that the certificate looks at
+_STAGES, _USUAL = 60_000, 1_000  # stages between spans that the certificate looks at; fewer of more blocks
 _MOST_NEIGHBOURED = 300
 _MOVES, _MOVES_PER_BLOCK, _VISITS = 1_000, 2, 5_000
 
@@ -50,7 +50,14 @@ def _stages(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], boo
         if line is None:
             return NOTHING_FITS if proved else 0
     _offer(pool, blocks, line, "stages, chain DP")
-    found = certify(quotient, fleet, line.value, flight=flight, effort=_STAGES * effort, stop=lambda: not may_go_on())
+    found = certify(
+        quotient,
+        fleet,
+        line.value,
+        flight=flight,
+        effort=_STAGES * effort * _USUAL // max(_USUAL, len(quotient)),
+        stop=lambda: not may_go_on(),
+    )
     if found.labels is not None:
         pool.offer(blocks.labels(found.labels), "stages, nested cuts")
     elif not found.proved and len(quotient) <= _MOST_NEIGHBOURED * effort and may_go_on():

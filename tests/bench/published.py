@@ -89,7 +89,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--moves", type=int, default=200_000, help="array moves for each problem")
+    parser.add_argument("--moves", type=int, default=40_000, help="array moves for each problem")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     judge, best = evaluator(given.data), references(given.data)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import combinations, product
 
 import pytest
+from graphs import random_case
 from msgspec.structs import replace
 
 from autosplit import solve
@@ -276,3 +277,31 @@ def test_the_checker_finds_what_is_wrong_with_stages(change: Callable[[Placement
     check(graph, placement, cluster, cost_model=model, contiguous=True)
     with pytest.raises(AutosplitError, match=message):
         check(graph, replace(placement, **change(placement)), cluster, cost_model=model, contiguous=True)
+
+
+def test_never_worse_than_a_pipeline_without_them() -> None:
+    """On graphs with views, groups, unequal devices and links, where bytes and transfers do not just add up."""
+    compared = replicated = only = 0
+    for seed in range(24):
+        rng = random.Random(seed)
+        case = random_case(rng, rng.randint(2, 8), rng.randint(2, 5))
+        again = Recomputed(forward_ns={"*": 30}, backward_ns={"*": 35}, inflight_bytes=2)
+        nodes = [replace(node, inflight_bytes=9, recomputed=again) for node in case.graph.nodes.values()]
+        graph = CostGraph(nodes, case.graph.tensors.values(), case.graph.mode)
+        model = CostModel(transfers=rng.choice(["direct", "host", "receiver"]), microbatches=rng.choice([1, 2, 4]))
+        terms = {"objective": "throughput", "contiguous": True, "cost_model": model}
+        try:
+            plain = solve(graph, case.cluster, **terms)
+        except CapacityError:
+            plain = None
+        try:
+            placement = solve(graph, case.cluster, **terms, replicate="stages", recompute=True)
+        except CapacityError:
+            assert plain is None, seed
+            continue
+        assert placement.bound <= placement.value
+        assert plain is None or placement.value <= plain.value, seed
+        compared += plain is not None
+        only += plain is None
+        replicated += any(len(stage.devices) > 1 for stage in placement.stages)
+    assert min(compared, replicated, only) > 1

@@ -289,3 +289,48 @@ def test_least_cover_cut_short_still_covers_and_bounds() -> None:
         assert sum(saved[i] for i in short.items) >= need
         looser += short.bound < short.cost
     assert looser > 5
+
+
+def test_blocks_that_all_save_different_bytes() -> None:
+    """The bound and the greedy choice differ there, so that stages have to be settled one by one."""
+    settled = 0
+    for seed in range(25):
+        rng = random.Random(seed)
+        count = 10
+        work = [rng.randint(50, 100) for _ in range(count)]
+        stash = [rng.randint(30, 60) for _ in range(count)]
+        added = [rng.randint(5, 40) for _ in range(count)]
+        plain = Quotient.of_numbers([work], before=[[b - 1] if b else [] for b in range(count)], stash_bytes=stash)
+        again = Recomputed(plain.work_ns + np.array([added]), plain.fixed_bytes, plain.stash_bytes // 7)
+        fleet = Fleet((Kind((0, 1), rng.randint(150, 330)),))
+        quotient = replace(plain, recomputed=again)
+        line = best_line(Prefixes(quotient, range(count)), fleet, Flight(8, recompute=True))
+        best = min(
+            (
+                max(times)
+                for cut in range(count)
+                if None
+                not in (
+                    times := [
+                        _least_ns(quotient, fleet, range(cut), 2),
+                        _least_ns(quotient, fleet, range(cut, count), 1),
+                    ]
+                )
+            ),
+            default=None,
+        )
+        assert (None if line is None else (line.value, line.slack)) == (None if best is None else (best, 0)), seed
+        settled += line is not None and any(stage.recomputed for stage in line.stages)
+    assert settled > 10
+
+
+def _least_ns(quotient: Quotient, fleet: Fleet, blocks: range, held: int) -> int | None:
+    """The least time of a stage over every set of its blocks to recompute."""
+    again = quotient.recomputed
+    assert again is not None
+    chosen = (np.arange(2 ** len(blocks))[:, None] >> np.arange(len(blocks))) & 1
+    ids = list(blocks)
+    need = np.where(chosen, again.stash_bytes[ids], quotient.stash_bytes[ids]).sum(axis=1) * held
+    time = np.where(chosen, again.work_ns[0, ids], quotient.work_ns[0, ids]).sum(axis=1)
+    fits = time[need <= fleet.kinds[0].capacity_bytes]
+    return int(fits.min()) if len(fits) else None
