@@ -76,9 +76,9 @@ class _Greedy:
     def settle(self, node: int) -> None:
         block = self.track.block_of[node]
         size = self.track.static_bytes[block]
-        room = [d for d in range(self.problem.k) if self.held[d] + size <= self.problem.capacity[d]]
         free = [has - held for has, held in zip(self.problem.capacity, self.held, strict=True)]
-        room = room or [free.index(max(free))]
+        may = self.track.devices[block]
+        room = [d for d in may if size <= free[d]] or [max(may, key=free.__getitem__)]
         device = min(room, key=lambda d: (self.after(node, d)[self.track.queue[d]], d))
         self.held[device] += size
         for i in self.track.blocks[block]:
@@ -171,7 +171,7 @@ class _Annealing:
                     seen.add(block)
                     run.append(block)
             at += 1
-        return [(block, there) for block in run]
+        return [(block, there) for block in run if there in self.track.devices[block]]
 
     def apply(self, change: list[tuple[int, int]]) -> bool:
         """Make the change if the device that gains can hold it."""

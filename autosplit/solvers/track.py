@@ -40,6 +40,7 @@ class Track:
         blocks: for each block its nodes, by position in program order.
         near: for each block those that it shares a tensor with.
         static_bytes: for each block what it holds for good.
+        devices: for each block where it may be.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -47,6 +48,9 @@ class Track:
         self.blocks, self.block_of = _blocks(problem)
         self.near = _near(self)
         self.static_bytes = [0] * len(self.blocks)
+        self.devices: list[list[int]] = [[] for _ in self.blocks]
+        for bundle, devices in zip(problem.bundles, problem.bundle_devices, strict=True):
+            self.devices[self.block_of[bundle[0]]] = devices  # those of all bundles of a block are equal
         for bundle, need in zip(problem.bundles, bundle_needs(problem), strict=True):
             self.static_bytes[self.block_of[bundle[0]]] += need.base + need.update
         self.queue = queues(self.judge)
@@ -160,6 +164,7 @@ def _blocks(problem: Problem) -> tuple[list[list[int]], list[int]]:
         for u in before[b]:
             a = home[u]
             alone = len(before[b]) == 1 and len(after[u]) == 1 and a != b
+            alone = alone and problem.bundle_devices[a] == problem.bundle_devices[b]
             if alone and work[a] + work[b] <= most_work and held[a] + held[b] <= most_held:
                 home[b] = a
                 work[a] += work[b]

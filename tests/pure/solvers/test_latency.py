@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 from graphs import Case, random_case
 
@@ -118,3 +119,20 @@ def test_a_list_schedule_keeps_groups_whole(seed):
     labels = _Greedy(Track(problem)).run(range(problem.n))
     assert all(len({labels[i] for i in bundle}) == 1 for bundle in problem.bundles)
     assert all(0 <= label < problem.k for label in labels)
+
+
+def test_nodes_stay_where_they_may_be():
+    graph = towers(30)
+    nodes = [
+        msgspec.structs.replace(node, devices=("gpu:1",)) if node.name in ("a3", "join") else node
+        for node in graph.nodes.values()
+    ]
+    pinned = CostGraph(nodes, graph.tensors.values())
+    problem = Problem(pinned, two(), "latency")
+    track = Track(problem)
+    for order in (range(problem.n), range(problem.n - 1, -1, -1)):
+        labels = _Greedy(track).run(order)
+        assert labels[list(pinned.nodes).index("a3")] == labels[-1] == 1
+    found = solve(pinned, two())
+    assert found.devices["a3"] == found.devices["join"] == "gpu:1"
+    assert found.value < 0.6 * sum(graph.node_ns(name, "k") for name in graph.nodes)
