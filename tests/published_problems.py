@@ -1,4 +1,4 @@
-"""Published placement problems as cost graphs, and the evaluator that comes with them: read where it is, never copied."""
+"""Published placement problems as cost graphs, and the evaluator beside them: read where it is, never copied."""
 
 from __future__ import annotations
 

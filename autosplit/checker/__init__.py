@@ -57,7 +57,7 @@ def replay(
         cluster: its devices.
         objective: what ``value`` is.
         cost_model: who pays for transfers, and how many micro-batches are in flight. Latency is that of one
-            micro-batch, with direct transfers, whatever it says.
+            micro-batch: of pieces where transfers go through the host, else of the emitted program, with direct ones.
         io_device: where inputs arrive and outputs return: a device name, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
 

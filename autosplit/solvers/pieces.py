@@ -17,7 +17,8 @@ def offered_pieces(pool: Pool, effort: int) -> int:
         effort: how much to try.
 
     Returns:
-        A value that no placement is below; 0 when some node may not run on the host, as no search is made then.
+        A value that no placement is below; 0 when some node may not run on a host, or there is none: then no search is
+        made.
     """
     problem = pool.problem
     host = problem.judge.is_host.index(True)

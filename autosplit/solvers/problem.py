@@ -67,11 +67,6 @@ class Problem:
         self.judge, self.contiguous = Judge(graph, cluster, io_device, model), contiguous
         self.n, self.k = self.judge.n, self.judge.k
         self.offers_pieces = objective == "latency" and model.transfers == "host"
-        if self.offers_pieces and not any(self.judge.is_host[: self.k]):
-            raise DeviceError(
-                "latency with transfers through the host: a host offers pieces to accelerators, but none of "
-                f'{", ".join(cluster.names)} is of kind "cpu"; add one, or let transfers be "direct"'
-            )
         self.capacity = [given.get(device.name, device.memory_bytes) for device in cluster.devices]
         self.allowed = _allowed(graph, cluster)
 

@@ -139,24 +139,24 @@ PLACES = dict(zip("abcde", "AABBC", strict=True))
 
 
 @pytest.mark.parametrize(
-    ("model", "kinds", "load"),
+    ("model", "kinds", "load", "latency"),
     [
-        (CostModel(), "kkk", (100 + 220, 100 + 110, 50 + 110)),
-        (CostModel(overlap=True), "kkk", (220, 110, 110)),
-        (CostModel(transfers="receiver"), "kkk", (100, 210, 160)),
-        (CostModel(transfers="host"), "kkk", (210, 210, 160)),
-        (CostModel(transfers="host", overlap=True), "kkk", (110, 110, 110)),
-        (CostModel(transfers="host"), ("cpu", "k", "k"), (100, 210, 160)),
-        (CostModel(transfers="host"), ("k", "cpu", "k"), (210, 100, 160)),
+        (CostModel(), "kkk", (100 + 220, 100 + 110, 50 + 110), 250 + 220),
+        (CostModel(overlap=True), "kkk", (220, 110, 110), 250 + 220),
+        (CostModel(transfers="receiver"), "kkk", (100, 210, 160), 250 + 220),
+        (CostModel(transfers="host"), "kkk", (210, 210, 160), 210 + 210),  # B and C wait for all of A
+        (CostModel(transfers="host", overlap=True), "kkk", (110, 110, 110), 110 + 110),
+        (CostModel(transfers="host"), ("cpu", "k", "k"), (100, 210, 160), 50 + 210),  # B waits for a alone
+        (CostModel(transfers="host"), ("k", "cpu", "k"), (210, 100, 160), 210 + 160),
     ],
 )
-def test_who_pays(model, kinds, load):
+def test_who_pays(model, kinds, load, latency):
     cluster = pair(*kinds)
     found = replay(three(), PLACES, cluster, objective="throughput", cost_model=model)
     assert found.load_ns == dict(zip("ABC", load, strict=True))
     assert found.value == max(load)
     assert [(t.src, t.dst) for t in found.transfers] == [("A", "B"), ("A", "C")]
-    assert replay(three(), PLACES, cluster, objective="latency", cost_model=model).value == 250 + 220
+    assert replay(three(), PLACES, cluster, objective="latency", cost_model=model).value == latency
 
 
 def test_a_gradient_goes_back_in_training():
@@ -305,7 +305,8 @@ def test_the_truth_passes():
         ({"devices": {**TRUE, "e": "A"}}, {}, "node 'e' is placed, but the graph has no such node"),
         ({"devices": {"a": "A", "b": "A", "c": "A"}}, {}, "node 'd' is placed on None"),
         ({"devices": dict(reversed(TRUE.items()))}, {}, "not in program order"),
-        ({"value": 26 + 1}, {"cost_model": CostModel(transfers="host")}, "claimed 27, found 26"),
+        ({"value": 26 + 1}, {"cost_model": CostModel(transfers="receiver")}, "claimed 27, found 26"),
+        ({}, {"cost_model": CostModel(transfers="host")}, "claimed 26, found 18"),  # two pieces side by side
     ],
 )
 def test_every_lie_is_found(fields, options, message):
