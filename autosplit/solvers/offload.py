@@ -86,7 +86,7 @@ def offload(
         for labels in runs(offer):
             state.load(labels)
             best.note(state)
-        moves = min(moves, _EDGE_VISITS // max(1, offer.edges + offer.count))
+        moves = min(moves, moves * _EDGE_VISITS // (_MOVES * max(1, offer.edges + offer.count)))
         for restart, hot in enumerate(_HEATS):
             if best.value > bound:
                 state.load(best.labels)

@@ -6,7 +6,7 @@ from autosplit.solvers.blocks import nodes_of
 from autosplit.solvers.offload import offload
 from autosplit.solvers.problem import Pool
 
-_MOVES = 40_000
+_MOVES = 4_000
 
 
 def offered_pieces(pool: Pool, effort: int) -> int:
