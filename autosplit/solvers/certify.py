@@ -24,11 +24,12 @@ from autosplit.solvers.spans import Closure, Floats, Spans, all_downsets, split
 from autosplit.solvers.tolls import Tolls
 
 _MOST_BLOCKS = 20_000
-_MANY = 150
-_MOST_CUTS = 400
+_LARGE = 20
+_MOST_CUTS = 800
 _FIRST = 400_000
-_CUT = 500
+_CUT = 300
 _MOST_SPANS = 12_000
+_MOST_CELLS = 60_000_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
 
@@ -40,7 +41,7 @@ class Certificate(NamedTuple):
         bound_ns: no contiguous plan has a smaller one.
         best_ns: of the best plan known: the given one, or a better one that was found.
         labels: for each block the position of its device in the better plan; None when none was found.
-        effort: what was spent: the number of stages between spans that were looked at, and 500 for each span cut.
+        effort: what was spent: the number of stages between spans that were looked at, and 300 for each cut.
     """
 
     bound_ns: int
@@ -60,7 +61,7 @@ def certify(
     best_ns: int,
     *,
     flight: Flight = ONE_AT_A_TIME,
-    effort: int = 5_000_000,
+    effort: int = 8_000_000,
     stop: Callable[[], bool] = lambda: False,
 ) -> Certificate:
     """A lower bound of the bottleneck over all contiguous plans, and a better plan when one turns up.
@@ -105,6 +106,7 @@ class _Proof:
         self.best_ns, self.bound_ns = best_ns, 0
         self.labels: tuple[int, ...] | None = None
         self.spent = 0
+        self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
         self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
         self.least = self.work.min(axis=0)
         self.slow = tuple(_slowness(row, self.least) for row in self.work)
@@ -135,7 +137,7 @@ class _Proof:
             elif outcome is _Outcome.SPENT and not at_top:
                 share *= 4
             near = ceiling - self.bound_ns <= ceiling // 1000
-            if near and ceiling < self.best_ns:
+            if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
                 return
             to_top = near or (outcome is _Outcome.SPENT and not at_top)
             most_ns = ceiling - 1 if to_top else (self.bound_ns + ceiling) // 2
@@ -158,11 +160,12 @@ class _Proof:
 
     def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
-        spans = all_downsets(len(self.quotient), len(self.fleet.states))
+        spans = self._resumed(most_ns)
+        most_spans = min(_MOST_SPANS, _MOST_CELLS // len(self.quotient))
         while not stop():
             cuts = self.tolls.cuts.count
             spans = self._ordered(spans)
-            if spans.size > _MANY:  # the first cuts are large, and where few spans do, they are not needed
+            if spans.size * _LARGE > len(self.quotient):  # the first cuts are large, and often not needed
                 spans = self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
             scene = self._scene(spans, most_ns)
             if scene is None:
@@ -179,12 +182,21 @@ class _Proof:
             self._bisect(scene, most_ns)
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
-            if not len(chosen) or spans.size + len(chosen) > _MOST_SPANS:
+            if not len(chosen) or spans.size + len(chosen) > most_spans:
                 return _Outcome.FULL
-            if self.spent > budget:
-                break
             spans = split(spans, chosen, self.closure, self.weight)
+            if self.spent > budget:
+                self.open = [*[known for known in self.open if known[0] > most_ns][:1], (most_ns, spans)]
+                break
         return _Outcome.SPENT
+
+    def _resumed(self, most_ns: int) -> Spans:
+        """Where an attempt at this bottleneck, or one a little above, stopped; else all downsets in one span.
+
+        What was cut with a much higher bottleneck in view is cut too finely where it does not matter for this one.
+        """
+        found = [rest for limit, rest in self.open if most_ns <= limit <= most_ns + most_ns // 50]
+        return found[-1] if found else all_downsets(len(self.quotient), len(self.fleet.states))
 
     def _ordered(self, spans: Spans) -> Spans:
         """By work, the empty downset first and all blocks last."""
