@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,9 +23,8 @@ def plain_splits(blocks: Blocks) -> Iterator[tuple[str, list[int]]]:
     - pipelined: the least busiest device when transfers overlap with compute (PipeDream, Narayanan et al. 2019).
     """
     quotient, fleet, flight, *_ = blocks
-    devices = sorted((device, kind) for kind in range(len(fleet.kinds)) for device in fleet.kinds[kind].devices)
-    yield "equal compute", _equal_compute(quotient, devices)
-    yield "sequential fill", _sequential_fill(quotient, fleet, devices)
+    yield "equal compute", equal_compute(quotient, fleet)
+    yield "sequential fill", _sequential_fill(quotient, fleet)
     for name, free, terms in (
         ("block partition", True, fleet),
         ("pipelined", False, Fleet(fleet.kinds, fleet.sender_pays, overlap=True)),
@@ -36,13 +35,21 @@ def plain_splits(blocks: Blocks) -> Iterator[tuple[str, list[int]]]:
             yield name, line.labels(quotient, fleet)
 
 
-def _equal_compute(quotient: Quotient, devices: list[tuple[int, int]]) -> list[int]:
+def equal_compute(quotient: Quotient, fleet: Fleet) -> list[int]:
+    """Labels by block: runs of the blocks' own order with equal work, on all devices that pay for transfers."""
+    devices = _devices(fleet, [kind for kind in range(len(fleet.kinds)) if fleet.kinds[kind].pays] or [0])
     done = np.cumsum(quotient.work_ns[devices[0][1]])
     share = (done * len(devices) - 1) // max(1, int(done[-1])) if len(done) else done
     return [devices[min(max(0, part), len(devices) - 1)][0] for part in share.tolist()]
 
 
-def _sequential_fill(quotient: Quotient, fleet: Fleet, devices: list[tuple[int, int]]) -> list[int]:
+def _devices(fleet: Fleet, kinds: Iterable[int]) -> list[tuple[int, int]]:
+    """Devices by position, and the kind of each."""
+    return sorted((device, kind) for kind in kinds for device in fleet.kinds[kind].devices)
+
+
+def _sequential_fill(quotient: Quotient, fleet: Fleet) -> list[int]:
+    devices = _devices(fleet, range(len(fleet.kinds)))
     labels, at, used = [], 0, 0
     for size in quotient.fixed_bytes.tolist():
         if used + size > fleet.kinds[devices[at][1]].capacity_bytes and at + 1 < len(devices):

@@ -10,14 +10,14 @@ from autosplit.solvers.certify import certify
 from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
 from autosplit.solvers.layout import loose_groups
 from autosplit.solvers.line import NEVER, Line
-from autosplit.solvers.plain import plain_splits
+from autosplit.solvers.plain import equal_compute, plain_splits
 from autosplit.solvers.problem import NOTHING_FITS, Pool
 from autosplit.solvers.settle import settle
 from autosplit.solvers.shares import share_bound
 
 _STAGES, _USUAL = 60_000, 1_000  # stages between spans that the certificate looks at; fewer of more blocks
 _MOST_NEIGHBOURED = 300
-_MOVES, _MOVES_PER_BLOCK, _VISITS = 1_000, 2, 5_000
+_MOVES, _MOVES_PER_BLOCK, _TWICE, _VISITS = 1_000, 2, 4, 5_000
 
 
 def contiguous_stages(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
@@ -83,11 +83,16 @@ def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int
     affordable = _MOVES * effort > len(quotient) * _MOVES_PER_BLOCK
     if pool.best is None or problem.k == 1 or not affordable or pool.reaches(bound):
         return bound
-    start = [pool.best.labels[members[0]] for members in quotient.members]
-    budget = Budget(moves=_MOVES * effort, stop_ns=bound, expired=lambda: not may_go_on())
-    labels = anneal(quotient, fleet, start, budget)
-    pool.offer(blocks.labels(labels), "annealing")
-    if not pool.fits or not may_go_on():
+    labels = [pool.best.labels[members[0]] for members in quotient.members]
+    moves = _MOVES * effort
+    parts = [(labels, moves)] if effort < _TWICE else [(labels, moves // 4), (equal_compute(quotient, fleet), moves)]
+    for start, share in parts:  # from the best; and from afar, as one long run finds what many short ones do not
+        budget = Budget(share, stop_ns=bound, expired=lambda: not may_go_on())
+        pool.offer(blocks.labels(anneal(quotient, fleet, start, budget)), "annealing")
+        if pool.reaches(bound) or not may_go_on():
+            return bound
+    labels = [pool.best.labels[members[0]] for members in quotient.members]
+    if not pool.fits:
         return bound
     settled = settle(quotient, fleet, labels, bound, visits=_VISITS * effort)
     pool.offer(blocks.labels(settled.labels), "branch and bound")
