@@ -191,7 +191,7 @@ class _Search:
             side_by_side(pool, bound)
         if problem.objective == "throughput" and not problem.contiguous:
             bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
-        tries = self.effort * min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
+        tries = min(self.effort, 4) * min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
         searched = problem.objective == "throughput" and pool.fits and tries < _FEW_EVALUATIONS
         if not searched and not pool.reaches(bound) and self.may_go_on():
             improve(pool, tries, bound)

@@ -17,7 +17,7 @@ from autosplit.solvers.shares import share_bound
 
 _STAGES, _USUAL = 60_000, 1_000  # stages between spans that the certificate looks at; fewer of more blocks
 _MOST_NEIGHBOURED = 300
-_MOVES, _MOVES_PER_BLOCK, _TWICE, _VISITS = 1_000, 2, 4, 5_000
+_MOVES, _MOVES_PER_BLOCK, _TWICE, _VISITS = 1_000, 2, 4, 2_500
 
 
 def contiguous_stages(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int:
@@ -83,18 +83,30 @@ def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int
     affordable = _MOVES * effort > len(quotient) * _MOVES_PER_BLOCK
     if pool.best is None or problem.k == 1 or not affordable or pool.reaches(bound):
         return bound
-    labels = [pool.best.labels[members[0]] for members in quotient.members]
-    moves = _MOVES * effort
+    bound = _settle(pool, blocks, bound, _VISITS * effort)
+    if pool.reaches(bound) or not pool.fits:
+        return bound
+    moves, labels = _MOVES * effort, _by_block(pool, blocks)
     parts = [(labels, moves)] if effort < _TWICE else [(labels, moves // 4), (equal_compute(quotient, fleet), moves)]
     for start, share in parts:  # from the best; and from afar, as one long run finds what many short ones do not
         budget = Budget(share, stop_ns=bound, expired=lambda: not may_go_on())
         pool.offer(blocks.labels(anneal(quotient, fleet, start, budget)), "annealing")
         if pool.reaches(bound) or not may_go_on():
             return bound
-    labels = [pool.best.labels[members[0]] for members in quotient.members]
+    return _settle(pool, blocks, bound, _VISITS * effort)
+
+
+def _by_block(pool: Pool, blocks: Blocks) -> list[int]:
+    """The best answer, device by block."""
+    assert pool.best is not None
+    return [pool.best.labels[members[0]] for members in blocks.quotient.members]
+
+
+def _settle(pool: Pool, blocks: Blocks, bound: int, visits: int) -> int:
+    """Offer what branch and bound makes of the best answer; returns what it proves."""
     if not pool.fits:
         return bound
-    settled = settle(quotient, fleet, labels, bound, visits=_VISITS * effort)
+    settled = settle(blocks.quotient, blocks.fleet, _by_block(pool, blocks), bound, visits=visits)
     pool.offer(blocks.labels(settled.labels), "branch and bound")
     return max(bound, settled.bound_ns)
 
