@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         VerifyError,
         WayOut,
     )
-    from autosplit.graph import CostGraph
-    from autosplit.placement import Placement, Plan
+    from autosplit.graph import CostGraph, Node, Tensor
+    from autosplit.placement import CostModel, Placement, Plan
     from autosplit.solvers import solve
     from autosplit.verification import verify
 
@@ -52,6 +52,9 @@ _HOMES = {
     "VerifyError": "autosplit.errors",
     "WayOut": "autosplit.errors",
     "CostGraph": "autosplit.graph",
+    "Node": "autosplit.graph",
+    "Tensor": "autosplit.graph",
+    "CostModel": "autosplit.placement",
     "Placement": "autosplit.placement",
     "Plan": "autosplit.placement",
     "solve": "autosplit.solvers",
@@ -64,14 +67,17 @@ __all__ = [
     "CaptureError",
     "Cluster",
     "CostGraph",
+    "CostModel",
     "Device",
     "DeviceError",
     "GraphError",
     "Link",
+    "Node",
     "Placement",
     "Plan",
     "PlanError",
     "Rates",
+    "Tensor",
     "VerifyError",
     "WayOut",
     "apply",

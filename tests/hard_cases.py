@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autosplit.solvers.fleet import UNLIMITED, Fleet, Kind
-from autosplit.solvers.quotient import Quotient
+from autosplit.solvers.blocks.fleet import UNLIMITED, Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient
 
 _SPEEDS = ((100e12, 1e12), (40e12, 0.6e12))
 _START_NS, _LINK_NS, _LINK_BYTES_PER_NS = 4_000, 10_000, 25

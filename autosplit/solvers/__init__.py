@@ -13,12 +13,12 @@ from autosplit.errors import CapacityError
 from autosplit.graph import CostGraph
 from autosplit.placement import DIRECT, CostModel, Objective, Placement
 from autosplit.solvers.bounds import check_possible, lower_bound
-from autosplit.solvers.candidates import does_not_fit, single_devices, splits, two_devices
-from autosplit.solvers.latency import side_by_side
-from autosplit.solvers.pieces import offered_pieces
-from autosplit.solvers.pipeline import Replicate, pipeline, shared_work_ns
+from autosplit.solvers.latency.pieces import offered_pieces
+from autosplit.solvers.latency.side_by_side import side_by_side
+from autosplit.solvers.orders.candidates import does_not_fit, single_devices, splits, two_devices
 from autosplit.solvers.problem import NOTHING_FITS, Pool, Problem
 from autosplit.solvers.search import exhaust, improve
+from autosplit.solvers.stages.pipeline import Replicate, pipeline, shared_work_ns
 from autosplit.solvers.throughput import any_placement, contiguous_stages
 
 __all__ = ["solve"]

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from autosplit.flow import SINK, SOURCE, FlowNetwork
+from autosplit.solvers.blocks.quotient import Quotient, Wire
 from autosplit.solvers.problem import Problem
-from autosplit.solvers.quotient import Quotient, Wire
 
 
 class _Ends(dict[int, int]):

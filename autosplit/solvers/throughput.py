@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autosplit.solvers.anneal import Budget, anneal
-from autosplit.solvers.blocks import Blocks, blocks_of
-from autosplit.solvers.certify import certify
-from autosplit.solvers.contiguous import by_all_downsets, by_neighbours, by_orders
-from autosplit.solvers.layout import loose_groups
-from autosplit.solvers.line import NEVER, Line
-from autosplit.solvers.plain import equal_compute, plain_splits
+from autosplit.solvers.anywhere.anneal import Budget, anneal
+from autosplit.solvers.anywhere.settle import settle
+from autosplit.solvers.anywhere.shares import share_bound
+from autosplit.solvers.blocks.compiled import Blocks, blocks_of
+from autosplit.solvers.certificate.certify import certify
+from autosplit.solvers.orders.layout import loose_groups
 from autosplit.solvers.problem import NOTHING_FITS, Pool
-from autosplit.solvers.settle import settle
-from autosplit.solvers.shares import share_bound
+from autosplit.solvers.stages.contiguous import by_all_downsets, by_neighbours, by_orders
+from autosplit.solvers.stages.line import NEVER, Line
+from autosplit.solvers.stages.plain import equal_compute, plain_splits
 
 _STAGES, _USUAL = 60_000, 1_000  # stages between spans that the certificate looks at; fewer of more blocks
 _MOST_NEIGHBOURED = 300

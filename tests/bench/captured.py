@@ -25,9 +25,9 @@ from autosplit.device import Cluster, parse_cluster
 from autosplit.errors import CapacityError
 from autosplit.graph import CostGraph, Mode
 from autosplit.solvers import solve
-from autosplit.solvers.blocks import blocks_of
-from autosplit.solvers.plain import plain_splits
+from autosplit.solvers.blocks.compiled import blocks_of
 from autosplit.solvers.problem import Problem
+from autosplit.solvers.stages.plain import plain_splits
 
 
 class Case(NamedTuple):

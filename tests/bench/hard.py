@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hard_cases import GRAPHS, fleet
 
-from autosplit.solvers.certify import certify
-from autosplit.solvers.contiguous import by_neighbours, by_orders
-from autosplit.solvers.line import Flight
+from autosplit.solvers.certificate.certify import certify
+from autosplit.solvers.stages.contiguous import by_neighbours, by_orders
+from autosplit.solvers.stages.line import Flight
 
 _FEW = 300
 _VARIED = ("gpt-24", "llama-70b", "unet-4x2", "inception-60", "irregular-40")

@@ -13,7 +13,7 @@ from typing import Any
 from autosplit.device import Cluster, Device
 from autosplit.graph import CostGraph, Node, Tensor
 from autosplit.solvers import solve
-from autosplit.solvers.candidates import two_devices
+from autosplit.solvers.orders.candidates import two_devices
 from autosplit.solvers.problem import Pool, Problem
 
 

@@ -29,13 +29,13 @@ from autosplit.errors import CapacityError
 from autosplit.graph import CostGraph, Node, Tensor
 from autosplit.graph import Recomputed as Recompute
 from autosplit.placement import CostModel, Placement
-from autosplit.solvers.contiguous import orders
-from autosplit.solvers.family import Downsets, Family, Prefixes, Row
-from autosplit.solvers.fleet import Fleet, Kind
-from autosplit.solvers.lattice import all_downsets
-from autosplit.solvers.line import ALONE, NEVER, Flight, Line, Replication
-from autosplit.solvers.quotient import Bools, Ints, Quotient, Recomputed
-from autosplit.solvers.stages import best_line
+from autosplit.solvers.blocks.fleet import Fleet, Kind
+from autosplit.solvers.blocks.quotient import Bools, Ints, Quotient, Recomputed
+from autosplit.solvers.stages.contiguous import orders
+from autosplit.solvers.stages.dynamic import best_line
+from autosplit.solvers.stages.family import Downsets, Family, Prefixes, Row
+from autosplit.solvers.stages.lattice import all_downsets
+from autosplit.solvers.stages.line import ALONE, NEVER, Flight, Line, Replication
 
 UNITS = 10**12  # of time, in a second: picoseconds keep the files' ties
 PLAIN, AGAIN = "vanilla", "activation recomp"

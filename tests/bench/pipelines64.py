@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from autosplit.solvers.family import Prefixes
-from autosplit.solvers.fleet import UNLIMITED, Fleet, Kind
-from autosplit.solvers.line import ALONE, Flight, Replication
-from autosplit.solvers.quotient import Quotient, Recomputed
-from autosplit.solvers.stages import best_line
+from autosplit.solvers.blocks.fleet import UNLIMITED, Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient, Recomputed
+from autosplit.solvers.stages.dynamic import best_line
+from autosplit.solvers.stages.family import Prefixes
+from autosplit.solvers.stages.line import ALONE, Flight, Replication
 
 MICROBATCHES = 256
 

@@ -6,9 +6,9 @@ from functools import cache
 
 import numpy as np
 
-from autosplit.solvers.fleet import UNLIMITED, Fleet, Kind
-from autosplit.solvers.quotient import Quotient
-from autosplit.solvers.stages import Flight
+from autosplit.solvers.blocks.fleet import UNLIMITED, Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient
+from autosplit.solvers.stages.dynamic import Flight
 
 
 def random_quotient(seed: int, most: int = 11) -> tuple[Quotient, Fleet, Flight]:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autosplit.solvers.anneal import Budget, anneal
-from autosplit.solvers.fleet import UNLIMITED, Fleet, Kind
-from autosplit.solvers.population import Costs, Population
-from autosplit.solvers.quotient import Quotient, bottleneck, loads, stage_ns
-from autosplit.solvers.shares import share_bound
+from autosplit.solvers.anywhere.anneal import Budget, anneal
+from autosplit.solvers.anywhere.population import Costs, Population
+from autosplit.solvers.anywhere.shares import share_bound
+from autosplit.solvers.blocks.fleet import UNLIMITED, Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient, bottleneck, loads, stage_ns
 
 _SMALL = Budget(moves=600, chains=64)
 

@@ -7,14 +7,14 @@ import pytest
 from chains import optimum, random_quotient
 from hard_cases import GRAPHS, fleet
 
-import autosplit.solvers.cuts
-from autosplit.solvers.certify import Certificate, certify
-from autosplit.solvers.contiguous import by_orders
-from autosplit.solvers.fleet import Fleet, Kind
-from autosplit.solvers.quotient import Load, Quotient, bottleneck, stage_ns
-from autosplit.solvers.spans import Closure, Spans
-from autosplit.solvers.stages import Flight
-from autosplit.solvers.tolls import Tolls
+import autosplit.solvers.certificate.cuts
+from autosplit.solvers.blocks.fleet import Fleet, Kind
+from autosplit.solvers.blocks.quotient import Load, Quotient, bottleneck, stage_ns
+from autosplit.solvers.certificate.certify import Certificate, certify
+from autosplit.solvers.certificate.spans import Closure, Spans
+from autosplit.solvers.certificate.tolls import Tolls
+from autosplit.solvers.stages.contiguous import by_orders
+from autosplit.solvers.stages.dynamic import Flight
 
 PLENTY = 10**6
 
@@ -51,7 +51,7 @@ def test_exact_on_many_random_graphs(part: int) -> None:
 
 @pytest.mark.parametrize("reach", [0.0, 2.0])
 def test_whatever_counts_as_near(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autosplit.solvers.cuts, "_REACH", reach)
+    monkeypatch.setattr(autosplit.solvers.certificate.cuts, "_REACH", reach)
     for seed in range(5000, 5030):
         check(seed, 10)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from autosplit.device import HOST, Cluster, Device
 from autosplit.graph import CostGraph, Node, Tensor
-from autosplit.solvers.chain import IMPOSSIBLE, Stages, bottleneck, shortest
-from autosplit.solvers.layout import Layout
+from autosplit.solvers.orders.chain import IMPOSSIBLE, Stages, bottleneck, shortest
+from autosplit.solvers.orders.layout import Layout
 from autosplit.solvers.problem import Problem
 
 

@@ -11,9 +11,9 @@ from autosplit.estimate.makespan import makespan_ns
 from autosplit.graph import CostGraph, Mode, Node, Tensor
 from autosplit.solvers import solve
 from autosplit.solvers.bounds import critical_path, shared_work
-from autosplit.solvers.latency import _Greedy, upward_ranks
+from autosplit.solvers.latency.side_by_side import _Greedy, upward_ranks
+from autosplit.solvers.latency.track import Track
 from autosplit.solvers.problem import Problem
-from autosplit.solvers.track import Track
 
 
 def labels_of(rng: random.Random, problem: Problem) -> list[int]:

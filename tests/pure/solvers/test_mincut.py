@@ -8,10 +8,10 @@ from graphs import random_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autosplit.solvers.layout import Layout, crossing_costs, layouts, loose_groups
+from autosplit.solvers.blocks.quotient import Wire
 from autosplit.solvers.mincut import boundary_cut, two_device_cut
+from autosplit.solvers.orders.layout import Layout, crossing_costs, layouts, loose_groups
 from autosplit.solvers.problem import Problem
-from autosplit.solvers.quotient import Wire
 
 
 def random_wires(rng: random.Random, count: int) -> list[Wire]:

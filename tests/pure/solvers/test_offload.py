@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from autosplit.solvers import offload as module
-from autosplit.solvers.fleet import Fleet, Kind
-from autosplit.solvers.offload import lower_bound, offload
-from autosplit.solvers.offload_state import Offer, State
-from autosplit.solvers.quotient import Quotient
+from autosplit.solvers.latency import offload as module
+from autosplit.solvers.blocks.fleet import Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient
+from autosplit.solvers.latency.offload import lower_bound, offload
+from autosplit.solvers.latency.offload_state import Offer, State
 
 HOST = 9
 """The host's position among the devices."""

@@ -9,13 +9,13 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from autosplit.solvers.family import Downsets, Prefixes
-from autosplit.solvers.fleet import Fleet, Kind
-from autosplit.solvers.lattice import all_downsets
-from autosplit.solvers.line import Flight, Line, Replication
-from autosplit.solvers.quotient import Quotient, Recomputed
-from autosplit.solvers.recompute import least_cover
-from autosplit.solvers.stages import best_line
+from autosplit.solvers.blocks.fleet import Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient, Recomputed
+from autosplit.solvers.stages.dynamic import best_line
+from autosplit.solvers.stages.family import Downsets, Prefixes
+from autosplit.solvers.stages.lattice import all_downsets
+from autosplit.solvers.stages.line import Flight, Line, Replication
+from autosplit.solvers.stages.recompute import least_cover
 
 
 @dataclass

@@ -9,10 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_anneal import banned, missing, problem, start_of
 
-from autosplit.solvers.anneal import Budget, anneal
-from autosplit.solvers.fleet import Fleet, Kind
-from autosplit.solvers.quotient import Quotient, bottleneck
-from autosplit.solvers.settle import settle
+from autosplit.solvers.anywhere.anneal import Budget, anneal
+from autosplit.solvers.anywhere.settle import settle
+from autosplit.solvers.blocks.fleet import Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient, bottleneck
 
 
 @settings(max_examples=80, deadline=None)

@@ -21,7 +21,7 @@ from autosplit.graph import CostGraph, Node, Tensor
 from autosplit.placement import check_placement
 from autosplit.solvers import solve
 from autosplit.solvers.bounds import bundle_needs
-from autosplit.solvers.candidates import device_orders
+from autosplit.solvers.orders.candidates import device_orders
 from autosplit.solvers.problem import Problem
 
 OBJECTIVES = ("latency", "throughput", "memory")

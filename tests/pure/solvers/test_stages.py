@@ -8,13 +8,13 @@ import random
 import numpy as np
 import pytest
 
-from autosplit.solvers.contiguous import by_neighbours, by_order, by_orders, orders
-from autosplit.solvers.family import Downsets, Prefixes
-from autosplit.solvers.fleet import UNLIMITED, Fleet, Kind
-from autosplit.solvers.lattice import all_downsets
-from autosplit.solvers.line import Flight
-from autosplit.solvers.quotient import Quotient, bottleneck, loads
-from autosplit.solvers.stages import best_line
+from autosplit.solvers.blocks.fleet import UNLIMITED, Fleet, Kind
+from autosplit.solvers.blocks.quotient import Quotient, bottleneck, loads
+from autosplit.solvers.stages.contiguous import by_neighbours, by_order, by_orders, orders
+from autosplit.solvers.stages.dynamic import best_line
+from autosplit.solvers.stages.family import Downsets, Prefixes
+from autosplit.solvers.stages.lattice import all_downsets
+from autosplit.solvers.stages.line import Flight
 
 
 def random_quotient(rng: random.Random, count: int, kinds: int = 1) -> Quotient:

@@ -1,0 +1,1 @@
+"""The certificate: what no contiguous plan can beat, proved."""

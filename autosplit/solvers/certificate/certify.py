@@ -1,0 +1,269 @@
+"""Certify: a proved lower bound of the bottleneck over all contiguous plans, and often the proof of an optimum.
+
+Every boundary of every contiguous plan is a downset. Spans that hold all downsets, and what stages between spans surely
+cost, show that no plan stays within a bottleneck T: there is no chain of spans. Where there is one, its spans are cut
+in two, and those on no chain are left out. This goes on until no chain is left, which is the proof, or until the chain
+is one of single downsets, which is a better plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum, auto
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from autosplit.solvers.blocks.fleet import Fleet
+from autosplit.solvers.blocks.quotient import Ints, Quotient, bottleneck, loads
+from autosplit.solvers.certificate.reach import RATE, Reach, Scene
+from autosplit.solvers.certificate.spans import Closure, Floats, Spans, all_downsets, split
+from autosplit.solvers.certificate.tolls import Tolls
+from autosplit.solvers.stages.line import ONE_AT_A_TIME, Flight
+
+_MOST_BLOCKS = 20_000
+_LARGE = 20
+_MOST_CUTS = 800
+_FIRST = 400_000
+_CUT = 300
+_MOST_SPANS = 12_000
+_MOST_CELLS = 60_000_000
+_MOST_PAIRS = 6_000_000
+_EXACT = 2**51
+
+
+class Certificate(NamedTuple):
+    """What is known of the least bottleneck.
+
+    Attributes:
+        bound_ns: no contiguous plan has a smaller one.
+        best_ns: of the best plan known: the given one, or a better one that was found.
+        labels: for each block the position of its device in the better plan; None when none was found.
+        effort: what was spent: the number of stages between spans that were looked at, and 300 for each cut.
+    """
+
+    bound_ns: int
+    best_ns: int
+    labels: tuple[int, ...] | None
+    effort: int
+
+    @property
+    def proved(self) -> bool:
+        """Whether the best plan known is optimal."""
+        return self.bound_ns == self.best_ns
+
+
+def certify(
+    quotient: Quotient,
+    fleet: Fleet,
+    best_ns: int,
+    *,
+    flight: Flight = ONE_AT_A_TIME,
+    effort: int = 8_000_000,
+    stop: Callable[[], bool] = lambda: False,
+) -> Certificate:
+    """A lower bound of the bottleneck over all contiguous plans, and a better plan when one turns up.
+
+    Args:
+        quotient: the blocks.
+        fleet: the devices; some may stay unused.
+        best_ns: the bottleneck of a plan that is known, in ns.
+        flight: micro-batches in flight; the memory of a stage depends on how many stages come after it.
+        effort: about what to spend; see ``Certificate``. A million is a few seconds.
+        stop: asked before each round; when true, what is proved so far is returned. A ceiling only: with it the result
+            depends on the clock.
+
+    Returns:
+        The certificate. Its bound holds for every choice of used devices and their order. When it is below the best
+        plan, the effort was spent, or the graph is larger than 20,000 blocks and only the trivial bound was tried.
+
+    Source: the lattice of downsets and its DP are those of Tarnawski et al. 2020; covering it by intervals and cutting
+    those that matter is abstraction refinement (Clarke et al. 2000), here with sums that stay exact in integers.
+
+    >>> from autosplit.solvers.blocks.fleet import Kind
+    >>> quotient = Quotient.of_numbers([[6, 10, 6]], [(4, 0, [2])])
+    >>> certify(quotient, Fleet((Kind((0, 1, 2)),)), 22)[:3]
+    (10, 10, (0, 2, 1))
+    """
+    return _Proof(quotient, fleet, best_ns, flight).run(effort, stop)
+
+
+class _Outcome(Enum):
+    """How an attempt to prove that there is no better plan ended."""
+
+    PROVED = auto()
+    SPENT = auto()
+    FULL = auto()
+
+
+class _Proof:
+    """The search for one certificate."""
+
+    def __init__(self, quotient: Quotient, fleet: Fleet, best_ns: int, flight: Flight) -> None:
+        self.quotient, self.fleet, self.flight = quotient, fleet, flight
+        self.best_ns, self.bound_ns = best_ns, 0
+        self.labels: tuple[int, ...] | None = None
+        self.spent = 0
+        self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
+        self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
+        self.least = self.work.min(axis=0)
+        self.slow = tuple(_slowness(row, self.least) for row in self.work)
+
+    def run(self, effort: int, stop: Callable[[], bool]) -> Certificate:
+        """The whole search."""
+        self.bound_ns = min(self.best_ns, self._trivial())
+        sums = self.work.sum() + 2 * sum(wire.cost * (1 + len(wire.readers)) for wire in self.quotient.wires)
+        if self.bound_ns < self.best_ns and len(self.quotient) <= _MOST_BLOCKS and sums < _EXACT:
+            self.closure = Closure(self.quotient)
+            self.tolls = Tolls(self.quotient, self.fleet, self.work, self.closure)
+            self.weight = self._weight()
+            self._search(effort, stop)
+        return Certificate(self.bound_ns, self.best_ns, self.labels, self.spent)
+
+    def _search(self, effort: int, stop: Callable[[], bool]) -> None:
+        """Close in on the least bottleneck, with little effort for each first, then with more; then prove it.
+
+        Where the effort or the limits end before a proof, the bound is raised as far as the rest allows.
+        """
+        ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
+        while self.bound_ns < self.best_ns and self.spent < effort and not stop():
+            outcome = self._refine(most_ns, self.spent + share, stop)
+            at_top = most_ns >= ceiling - 1
+            ceiling = min(ceiling, self.best_ns)
+            if outcome is _Outcome.FULL:
+                ceiling = min(ceiling, most_ns)
+            elif outcome is _Outcome.SPENT and not at_top:
+                share *= 4
+            near = ceiling - self.bound_ns <= ceiling // 1000
+            if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
+                return
+            to_top = near or (outcome is _Outcome.SPENT and not at_top)
+            most_ns = ceiling - 1 if to_top else (self.bound_ns + ceiling) // 2
+
+    def _trivial(self) -> int:
+        """The work shared out by speed, and the largest block."""
+        rate = sum(
+            Fraction(len(kind.devices) * RATE, slow) for kind, slow in zip(self.fleet.kinds, self.slow, strict=True)
+        )
+        shared = math.ceil(int(self.least.sum()) / rate)
+        return max(shared, int(self.least.max(initial=0)))
+
+    def _weight(self) -> Floats:
+        """What it is worth to know on which side a block is: its time, and that of its wires."""
+        weight: Floats = self.least.astype(np.float64) + 1
+        for wire in self.quotient.wires:
+            weight[wire.producer] += wire.cost
+            weight[list(wire.readers)] += wire.cost / max(1, len(wire.readers))
+        return weight
+
+    def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
+        """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
+        spans = self._resumed(most_ns)
+        most_spans = min(_MOST_SPANS, _MOST_CELLS // len(self.quotient))
+        while not stop():
+            cuts = self.tolls.cuts.count
+            spans = self._ordered(spans)
+            if spans.size * _LARGE > len(self.quotient):  # the first cuts are large, and often not needed
+                spans = self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
+            scene = self._scene(spans, most_ns)
+            if scene is None:
+                return _Outcome.FULL
+            self.spent += scene.pairs.size + _CUT * (self.tolls.cuts.count - cuts)
+            reach = Reach(scene, most_ns)
+            while reach.possible and self._concrete(spans, reach.chain()):
+                if self.best_ns <= most_ns:
+                    most_ns = self.best_ns - 1
+                    reach = Reach(scene, most_ns)
+            if not reach.possible:
+                self.bound_ns = max(self.bound_ns, most_ns + 1)
+                return _Outcome.PROVED
+            self._bisect(scene, most_ns)
+            spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
+            chosen = np.flatnonzero(~spans.single)
+            if not len(chosen) or spans.size + len(chosen) > most_spans:
+                return _Outcome.FULL
+            spans = split(spans, chosen, self.closure, self.weight)
+            if self.spent > budget:
+                self.open = [*[known for known in self.open if known[0] > most_ns][:1], (most_ns, spans)]
+                break
+        return _Outcome.SPENT
+
+    def _resumed(self, most_ns: int) -> Spans:
+        """Where an attempt at this bottleneck, or one a little above, stopped; else all downsets in one span.
+
+        What was cut with a much higher bottleneck in view is cut too finely where it does not matter for this one.
+        """
+        found = [rest for limit, rest in self.open if most_ns <= limit <= most_ns + most_ns // 50]
+        return found[-1] if found else all_downsets(len(self.quotient), len(self.fleet.states))
+
+    def _ordered(self, spans: Spans) -> Spans:
+        """By work, the empty downset first and all blocks last."""
+        # No stage is empty: between the ends no boundary holds nothing or all.
+        between = np.flatnonzero(spans.upper.any(axis=1) & ~spans.lower.all(axis=1))
+        size = spans.lower[between].sum(axis=1) + spans.upper[between].sum(axis=1)
+        work = spans.lower[between] @ self.least + spans.upper[between] @ self.least
+        ends = [0], [int(spans.alive[0].argmax())]
+        return spans.take(np.concatenate([ends[0], between[np.lexsort((size, work))], ends[1]]))
+
+    def _scene(self, spans: Spans, most_ns: int) -> Scene | None:
+        """The stages between spans; None when they are too many."""
+        reach_ns = most_ns * RATE / min(self.slow)
+        pairs = self.tolls.pairs(spans, most_ns, reach_ns, _MOST_PAIRS)
+        if pairs is None:
+            return None
+        low, high = spans.lower @ self.least, spans.upper @ self.least
+        return Scene(pairs, low, high, spans.alive, self.fleet, self.slow, self.flight)
+
+    def _bisect(self, scene: Scene, most_ns: int) -> None:
+        """Raise the bound to the least bottleneck for which there is a chain of these spans."""
+        low, high = self.bound_ns, most_ns
+        while low < high:
+            middle = (low + high) // 2
+            if Reach(scene, middle).possible:
+                high = middle
+            else:
+                low = middle + 1
+        self.bound_ns = max(self.bound_ns, low)
+
+    def _concrete(self, spans: Spans, chain: list[tuple[int, int]]) -> bool:
+        """Try to make a plan of a chain; whether it is better than the best known."""
+        ends = [end for _, end in chain]
+        upwards = np.logical_or.accumulate(spans.lower[ends], axis=0)
+        downwards = np.logical_and.accumulate(spans.upper[ends][::-1], axis=0)[::-1]
+        better = False
+        for members in (upwards, downwards):
+            devices = self._devices([kind for kind, _ in chain])
+            labels = [devices[stage] for stage in (~members).sum(axis=0)]
+            value = self._value(labels, devices)
+            if value is not None and value < self.best_ns:
+                self.best_ns, self.labels, better = value, tuple(labels), True
+        return better
+
+    def _devices(self, kinds: list[int]) -> list[int]:
+        """A device of each kind asked for, none twice."""
+        free = [list(kind.devices) for kind in self.fleet.kinds]
+        return [free[kind].pop(0) for kind in kinds]
+
+    def _value(self, labels: list[int], devices: list[int]) -> int | None:
+        """The bottleneck of a plan over devices in this order; None when a block or a stage may not be where it is."""
+        kind_of = {device: k for k, kind in enumerate(self.fleet.kinds) for device in kind.devices}
+        if not all(self.quotient.allowed[kind_of[device], block] for block, device in enumerate(labels)):
+            return None
+        found = loads(self.quotient, self.fleet, labels)
+        used = [device for device in devices if device in found]
+        for stage, device in enumerate(used):
+            held = self.flight.held(len(used) - stage)
+            needs = found[device].fixed_bytes + held * found[device].stash_bytes
+            if needs > self.fleet.kinds[kind_of[device]].capacity_bytes:
+                return None
+        return bottleneck(self.quotient, self.fleet, labels)
+
+
+def _slowness(work: Ints, least: Ints) -> int:
+    """The most s such that no block takes less than s / RATE of its time on its fastest kind."""
+    busy = least > 0
+    if not busy.any():
+        return RATE
+    return int((work[busy] * RATE // least[busy]).min())

@@ -1,0 +1,148 @@
+"""Spans: many downsets at once, all that lie between two of them, and how to cut one span in two.
+
+A set of spans that holds every downset stands for all boundaries that a contiguous plan may have; what is true of
+every downset of a span can then be proved once for all of them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from autosplit.solvers.blocks.quotient import Bools, Ints, Quotient
+
+Floats = npt.NDArray[np.float64]
+_ROWS = 64
+_QUANTILES = (0.35, 0.5, 0.65)
+
+
+class Spans(NamedTuple):
+    """Spans in a row; the first is that of the empty downset alone, the last that of all blocks alone.
+
+    Attributes:
+        lower: [spans, blocks], the blocks that every downset of the span holds; a downset itself.
+        upper: [spans, blocks], the blocks that some downset of the span holds; a downset itself.
+        alive: [states, spans], whether a plan that is looked for may have its boundary there, with these devices after.
+        part: [spans], the number under which ``cuts`` keeps what stages pay at such a boundary, or at one of a larger
+            span that holds it; 0 is nothing.
+        fresh: [spans], whether that was found for the span itself.
+    """
+
+    lower: Bools
+    upper: Bools
+    alive: Bools
+    part: Ints
+    fresh: Bools
+
+    @property
+    def size(self) -> int:
+        """How many spans."""
+        return len(self.lower)
+
+    def take(self, chosen: Ints) -> Spans:
+        """Some of the spans, in the order given."""
+        return Spans(
+            self.lower[chosen], self.upper[chosen], self.alive[:, chosen], self.part[chosen], self.fresh[chosen]
+        )
+
+    @property
+    def single(self) -> Bools:
+        """[spans], whether the span is one downset."""
+        same: Bools = (self.lower == self.upper).all(axis=1)
+        return same
+
+
+def all_downsets(blocks: int, states: int) -> Spans:
+    """Three spans: none, every downset, all. ``states`` are numbered from 0, where no device is left."""
+    lower = np.zeros((3, blocks), dtype=np.bool_)
+    upper = np.ones((3, blocks), dtype=np.bool_)
+    upper[0], lower[2] = False, True
+    alive = np.ones((states, 3), dtype=np.bool_)
+    alive[0, :2] = False
+    alive[1:, 2] = False
+    return Spans(lower, upper, alive, np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.bool_))
+
+
+class Closure:
+    """What must come before and after each block, as packed bits: 2 x blocks^2 / 8 bytes."""
+
+    def __init__(self, quotient: Quotient) -> None:
+        self._quotient = quotient
+        self._count = len(quotient)
+
+    @cached_property
+    def _before(self) -> npt.NDArray[np.uint8]:
+        bits = np.packbits(np.eye(self._count, dtype=np.bool_), axis=1)
+        for block, others in enumerate(self._quotient.before):
+            for other in others:
+                bits[block] |= bits[other]
+        return bits
+
+    @cached_property
+    def _after(self) -> npt.NDArray[np.uint8]:
+        bits = np.packbits(np.eye(self._count, dtype=np.bool_), axis=1)
+        for block in reversed(range(self._count)):
+            for other in self._quotient.before[block]:
+                bits[other] |= bits[block]
+        return bits
+
+    def before(self, blocks: Ints) -> Bools:
+        """[len(blocks), all blocks], what each needs, itself too."""
+        return np.unpackbits(self._before[blocks], axis=1, count=self._count).view(np.bool_)
+
+    def after(self, blocks: Ints) -> Bools:
+        """[len(blocks), all blocks], what needs each, itself too."""
+        return np.unpackbits(self._after[blocks], axis=1, count=self._count).view(np.bool_)
+
+
+def split(spans: Spans, chosen: Ints, closure: Closure, weight: Floats) -> Spans:
+    """Some spans cut in two each, at a block: the downsets that hold it, and those that do not; the others unchanged.
+
+    Args:
+        spans: some of them; those that are chosen are more than one downset.
+        chosen: numbers, ascending.
+        closure: of the blocks.
+        weight: [blocks], what it is worth to know of a block on which side it is. The block is the one for which the
+            lesser of the two gains is the greatest among a few.
+    """
+    keep = np.ones(spans.size, dtype=np.bool_)
+    keep[chosen] = False
+    parts = [spans.take(np.flatnonzero(keep))]
+    for at in range(0, len(chosen), _ROWS):
+        old = spans.take(chosen[at : at + _ROWS])
+        old.fresh[:] = False
+        blocks = _middle(old, closure, weight)
+        parts.append(old._replace(lower=old.lower | closure.before(blocks)))
+        parts.append(old._replace(upper=old.upper & ~closure.after(blocks)))
+    return Spans(
+        np.concatenate([part.lower for part in parts]),
+        np.concatenate([part.upper for part in parts]),
+        np.concatenate([part.alive for part in parts], axis=1),
+        np.concatenate([part.part for part in parts]),
+        np.concatenate([part.fresh for part in parts]),
+    )
+
+
+def _middle(spans: Spans, closure: Closure, weight: Floats) -> Ints:
+    """For each span the block to cut at."""
+    free = spans.upper & ~spans.lower
+    columns = np.flatnonzero(free.any(axis=0))
+    free = free[:, columns]
+    worth = free * weight[columns]
+    running = worth.cumsum(axis=1)
+    tried = [worth.argmax(axis=1)]
+    for quantile in _QUANTILES:
+        tried.append(((running >= quantile * running[:, -1:]) & free).argmax(axis=1))
+    best = np.full(spans.size, -1.0)
+    found: Ints = columns[tried[0]]
+    for candidate in tried:
+        blocks = columns[candidate]
+        with_it = np.einsum("ij,ij->i", worth, closure.before(blocks)[:, columns])
+        without = np.einsum("ij,ij->i", worth, closure.after(blocks)[:, columns])
+        gain = np.minimum(with_it, without)
+        found = np.where(gain > best, blocks, found)
+        best = np.maximum(gain, best)
+    return found

@@ -1,0 +1,1 @@
+"""Latency: the makespan of the emitted program, and of pieces that a host offers."""

@@ -1,0 +1,1 @@
+"""Stages: contiguous plans, by dynamic programming over downsets."""
