@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+import networkx as nx
+
 from autosplit.device import HOST
 from autosplit.graph import CostGraph, Tensor
 from autosplit.placement import CostModel
@@ -50,7 +52,7 @@ def peak_bytes(
     """
     run = _Run(graph, devices, _Ledger(graph, devices, io_device))
     run.all()
-    return _with_flight(run, in_flight(devices, model), names)
+    return _with_flight(run, in_flight(graph, devices, model), names)
 
 
 def stage_bytes(
@@ -78,14 +80,26 @@ def _with_flight(
     return peaks
 
 
-def in_flight(devices: Mapping[str, str], model: CostModel) -> dict[str, int]:
+def in_flight(graph: CostGraph, devices: Mapping[str, str], model: CostModel) -> dict[str, int]:
     """Micro-batches that each device in use holds: all (GPipe), or as many as stages follow it, itself counted.
 
-    Stages are numbered by their first node; ``devices`` is in program order.
+    Stages are numbered so that nothing of the forward goes back, earlier first nodes first, or by first nodes alone
+    where it must go back; ``devices`` is in program order.
     """
-    stages = list(dict.fromkeys(devices.values()))
+    first = {device: i for i, device in enumerate(dict.fromkeys(devices.values()))}
     if model.schedule == "gpipe":
-        return dict.fromkeys(stages, model.microbatches)
+        return dict.fromkeys(first, model.microbatches)
+    follows: nx.DiGraph[str] = nx.DiGraph()
+    follows.add_nodes_from(first)
+    for tensor in graph.tensors.values():
+        ends = (tensor.producer, *tensor.readers)
+        forward = [devices[name] for name in ends if not graph.nodes[name].is_backward]
+        if not graph.nodes[tensor.producer].is_backward:
+            follows.add_edges_from((forward[0], device) for device in forward[1:] if device != forward[0])
+    try:
+        stages = list(nx.lexicographical_topological_sort(follows, key=first.__getitem__))
+    except nx.NetworkXUnfeasible:
+        stages = list(first)
     return {device: min(model.microbatches, after) for after, device in enumerate(reversed(stages), 1)}
 
 

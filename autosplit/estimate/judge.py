@@ -75,6 +75,7 @@ class Judge:
         self.workspace = [node.workspace_bytes for node in graph.nodes.values()]
         self.fixed = [node.fixed_bytes for node in graph.nodes.values()]
         self.stash = [node.inflight_bytes for node in graph.nodes.values()]
+        self.is_backward = [node.is_backward for node in graph.nodes.values()]
         self.names, self.items = _compile(graph)
         self.is_host = [*(device.kind == "cpu" for device in cluster.devices), True]
         self.end = 2 * self.n + 1 if self.train else self.n
@@ -168,9 +169,30 @@ class Judge:
         return peaks
 
     def in_flight(self, labels: Sequence[int]) -> dict[int, int]:
-        """Micro-batches that each device in use holds; stages are numbered by their first node."""
-        stages = list(dict.fromkeys(labels))
-        return {device: self.model.in_flight(len(stages) - i) for i, device in enumerate(stages)}
+        """Micro-batches that each device in use holds.
+
+        Stages are numbered so that nothing of the forward goes back, those with earlier first nodes first; by their
+        first nodes alone when no such numbering exists. O(reads), with several micro-batches.
+        """
+        used = list(dict.fromkeys(labels))
+        if self.model.microbatches > 1:
+            used = self._numbered(labels, used)
+        return {device: self.model.in_flight(len(used) - i) for i, device in enumerate(used)}
+
+    def _numbered(self, labels: Sequence[int], used: list[int]) -> list[int]:
+        waits: dict[int, set[int]] = {device: set() for device in used}
+        for item in self.items:
+            if not self.is_backward[item.producer]:
+                for reader in item.readers:
+                    if labels[reader] != labels[item.producer] and not self.is_backward[reader]:
+                        waits[labels[reader]].add(labels[item.producer])
+        numbered: list[int] = []
+        while len(numbered) < len(used):
+            free = next((d for d in used if d not in numbered and waits[d] <= set(numbered)), None)
+            if free is None:
+                return used
+            numbered.append(free)
+        return numbered
 
     def value(self, labels: Sequence[int], objective: Objective, peaks: Sequence[int]) -> int:
         """The objective; ``peaks`` are those of ``labels``."""

@@ -348,3 +348,17 @@ def test_a_random_lie_is_found(case, rng, objective):
     for lie in lies:
         with pytest.raises(AutosplitError, match="wrong result"):
             check(case.graph, msgspec.structs.replace(true, **lie), case.cluster, **options)
+
+
+def test_stages_are_numbered_so_that_nothing_goes_back():
+    """z reads y: the device of y comes first, whichever node comes first in the program."""
+    graph = CostGraph(
+        [node("x"), node("y", inflight_bytes=10), node("z")],
+        [Tensor(name="t", producer="y", readers=("z",), size_bytes=1, is_held=False)],
+    )
+    placed = {"x": "B", "y": "A", "z": "B"}
+    model = CostModel(microbatches=4)
+    found = replay(graph, placed, pair(*"kk"), objective="memory", cost_model=model)
+    assert found.peak_bytes == {"A": 2 * 10, "B": 0}
+    judge = Judge(graph, pair(*"kk"), HOST, model)
+    assert judge.peaks([1, 0, 1]) == [20, 0]

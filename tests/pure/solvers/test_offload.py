@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from autosplit.solvers.latency import offload as module
 from autosplit.solvers.blocks.fleet import Fleet, Kind
 from autosplit.solvers.blocks.quotient import Quotient
+from autosplit.solvers.latency import offload as module
 from autosplit.solvers.latency.offload import lower_bound, offload
 from autosplit.solvers.latency.offload_state import Offer, State
 
