@@ -51,7 +51,7 @@ def cases(devices: list[int]) -> Iterator[Case]:
         yield Case(graph, 8, unequal=True, tight=True)
 
 
-def measure(case: Case) -> Result | None:
+def measure(case: Case, effort: int) -> Result | None:
     quotient = GRAPHS[case.graph]().quotient(1 + case.unequal)
     devices = fleet(quotient, case.devices, unequal=case.unequal, tight=case.tight)
     start = time.thread_time()
@@ -63,7 +63,7 @@ def measure(case: Case) -> Result | None:
     if line is None:
         print(f"{name:32} {len(quotient):5} {case.devices:3}  no plan found", flush=True)
         return None
-    found = certify(quotient, devices, line.value)
+    found = certify(quotient, devices, line.value, effort=effort)
     print(
         f"{name:32} {len(quotient):5} {case.devices:3} {found.best_ns / 1e6:10.3f} {found.bound_ns / 1e6:10.3f}"
         f" {found.bound_ns / found.best_ns:7.4f}  {'proved' if found.proved else '-':6}"
@@ -89,10 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="graphs whose names start so")
     parser.add_argument("--devices", nargs="*", type=int, default=[2, 4, 8, 16, 32, 64])
+    parser.add_argument("--effort", type=int, default=8_000_000, help="of the certificate")
     options = parser.parse_args()
     print(f"{'graph':32} nodes dev    plan ms   bound ms   ratio  proved  plan s  cert s")
     chosen = [c for c in cases(options.devices) if not options.only or c.graph.startswith(tuple(options.only))]
-    summary([result for case in chosen if (result := measure(case)) is not None])
+    summary([result for case in chosen if (result := measure(case, options.effort)) is not None])
 
 
 if __name__ == "__main__":
