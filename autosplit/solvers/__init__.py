@@ -25,6 +25,7 @@ __all__ = ["solve"]
 
 _FEW_PLACEMENTS = 1024
 _NODE_EVALUATIONS = 60_000
+_WORTH_IT = 100  # a split into many pieces must save one part in so many
 _MOST_EVALUATIONS, _FEW_EVALUATIONS = 1000, 200
 
 
@@ -181,18 +182,27 @@ class _Search:
 
     def _heuristics(self, bound: int) -> int:
         """Offer what the searches for large problems find. Returns a value that nothing is below."""
-        pool, problem = self.pool, self.problem
-        if problem.objective == "throughput":
-            proved = contiguous_stages(pool, self.effort, self.may_go_on)
-            bound = max(bound, proved) if problem.contiguous else bound
-        if problem.objective != "throughput" or not pool.fits:
-            splits(pool)
-        if problem.objective == "latency" and not problem.is_serial and not problem.offers_pieces:
-            side_by_side(pool, bound)
-        if problem.objective == "throughput" and not problem.contiguous:
-            bound = max(bound, any_placement(pool, self.effort, self.may_go_on))
-        tries = min(self.effort, 4) * min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, problem.n)))
-        searched = problem.objective == "throughput" and pool.fits and tries < _FEW_EVALUATIONS
-        if not searched and not pool.reaches(bound) and self.may_go_on():
-            improve(pool, tries, bound)
+        if self.problem.objective == "throughput":
+            bound = self._throughput(bound)
+        if self.problem.objective != "throughput" or not self.pool.fits:
+            splits(self.pool)
+        simple = self.pool.best
+        if self.problem.runs_side_by_side:
+            side_by_side(self.pool, bound)
+        self._improve(bound)
+        if self.problem.runs_side_by_side:
+            self.pool.prefer(simple, _WORTH_IT)
         return bound
+
+    def _throughput(self, bound: int) -> int:
+        proved = contiguous_stages(self.pool, self.effort, self.may_go_on)
+        if self.problem.contiguous:
+            return max(bound, proved)
+        return max(bound, any_placement(self.pool, self.effort, self.may_go_on))
+
+    def _improve(self, bound: int) -> None:
+        """Moves, unless there are so few in the effort that annealing has done more already."""
+        tries = min(self.effort, 4) * min(_MOST_EVALUATIONS, max(16, _NODE_EVALUATIONS // max(1, self.problem.n)))
+        searched = self.problem.objective == "throughput" and self.pool.fits and tries < _FEW_EVALUATIONS
+        if not searched and not self.pool.reaches(bound) and self.may_go_on():
+            improve(self.pool, tries, bound)

@@ -93,6 +93,11 @@ class Problem:
             found.append(sorted(common))
         return found
 
+    @property
+    def runs_side_by_side(self) -> bool:
+        """Whether the latency depends on what runs beside what, in the emitted program."""
+        return self.objective == "latency" and not self.is_serial and not self.offers_pieces
+
     @cached_property
     def is_serial(self) -> bool:
         """Whether nothing runs beside anything else: every device is synchronous, or there is one."""
@@ -213,6 +218,13 @@ class Pool:
         if self.best is None or answer.score < self.best.score:
             self.best = answer
         return answer
+
+    def prefer(self, simpler: Answer | None, parts: int) -> None:
+        """Go back to an earlier best that fits, unless the best saves more than one in ``parts`` of it."""
+        if simpler is None or self.best is None or not simpler.fits:
+            return
+        if self.best.score.value * parts > simpler.score.value * (parts - 1):
+            self.best = simpler
 
     @property
     def fits(self) -> bool:
