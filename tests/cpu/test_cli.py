@@ -409,16 +409,27 @@ def code_blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", code_blocks("python"), ids=["first screen", "without data"])
+@pytest.mark.parametrize("block", code_blocks("python"), ids=["first screen", "without data", "the engine alone"])
 def test_python_in_the_readme_runs(capsys, block):
     exec(compile(block, "README.md", "exec"), {})
-    assert re.match(r"does not fit one device|device +capacity", capsys.readouterr().out)
+    engine = re.escape("{'a': 'gpu:0', 'b': 'gpu:0', 'c': 'gpu:1', 'd': 'gpu:1'} ") + r"\d+ 0\.0"
+    assert re.match(rf"does not fit one device|device +capacity|{engine}", capsys.readouterr().out)
 
 
 def test_the_plan_command_in_the_readme(capsys):
     words = next(line for line in code_blocks("sh")[1].splitlines() if "autosplit.demo:GPT" in line).split()
     assert main(words[1:]) == 0
     assert capsys.readouterr().out.startswith("SPLIT  2 stages")
+
+
+def test_the_engine_example(capsys):
+    runpy.run_path(str(ROOT / "examples" / "solve_any_graph.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    values = {
+        line.partition(":")[0]: int(line.split()[1]) for line in said.splitlines() if "no placement is below" in line
+    }
+    assert set(values) == {"latency", "throughput", "memory"}
+    assert values["latency"] < 4_806_000  # all of it, one after the other
 
 
 def test_the_tutorial(capsys):
