@@ -41,6 +41,15 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     microbatches: int = 1
     schedule: Literal["1f1b", "gpipe"] = "1f1b"
 
+    def __post_init__(self) -> None:
+        if self.transfers not in ("direct", "host", "receiver") or self.schedule not in ("1f1b", "gpipe"):
+            raise ValueError(
+                f"transfers {self.transfers!r}, schedule {self.schedule!r}: expected direct, host or receiver, and "
+                "1f1b or gpipe"
+            )
+        if self.microbatches < 1:
+            raise ValueError(f"microbatches is {self.microbatches}; it must be 1 or more")
+
     def in_flight(self, stages_to_end: int) -> int:
         """Micro-batches that a stage holds; it and those after it are ``stages_to_end``."""
         return min(self.microbatches, stages_to_end) if self.schedule == "1f1b" else self.microbatches

@@ -147,7 +147,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
         def alike(a: Device, b: Device) -> bool:
             there, back = others[a.name].get((b.name, True)), others[a.name].get((b.name, False))
-            same = msgspec.structs.replace(a, name=b.name) == b and there == back
+            same = (
+                msgspec.structs.replace(a, name=b.name) == b and a.is_synchronous == b.is_synchronous and there == back
+            )
             return same and apart_from(a.name, b.name) == apart_from(b.name, a.name)
 
         firsts: list[Device] = []

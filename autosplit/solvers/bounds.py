@@ -179,6 +179,7 @@ def check_possible(problem: Problem) -> None:
         CapacityError: proved; the weights need more than all devices together have, or one bundle needs more than the
             largest device has.
     """
+    problem.check_devices()
     needs = bundle_needs(problem)
     names, has = problem.cluster.names, dict(zip(problem.cluster.names, problem.capacity, strict=True))
     what = "weights, gradients and optimizer state" if problem.judge.train else "weights"

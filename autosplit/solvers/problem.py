@@ -70,6 +70,24 @@ class Problem:
         self.capacity = [given.get(device.name, device.memory_bytes) for device in cluster.devices]
         self.allowed = _allowed(graph, cluster)
 
+    def check_devices(self) -> None:
+        """Refuse nodes without a device or a time.
+
+        Raises:
+            GraphError: a node or a group may run nowhere, or a node has times, but none for a kind on which it may run.
+        """
+        kinds = [device.kind for device in self.cluster.devices]
+        names = list(self.graph.nodes)
+        for bundle, devices in zip(self.bundles, self.bundle_devices, strict=True):
+            asked = dict.fromkeys(kinds[device] for device in devices)
+            for node in (self.graph.nodes[names[i]] for i in bundle):
+                missing = [kind for kind in asked if kind not in node.forward_ns]
+                if node.forward_ns and missing and "*" not in node.forward_ns:
+                    raise GraphError(
+                        f"node {node.name!r} has no time for devices of kind {missing[0]!r}, only for "
+                        f'{", ".join(node.forward_ns)}; give one, or one for "*", every other kind'
+                    )
+
     @cached_property
     def bundle_devices(self) -> list[list[int]]:
         """For each bundle the devices on which it may run.

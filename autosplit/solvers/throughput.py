@@ -87,7 +87,9 @@ def any_placement(pool: Pool, effort: int, may_go_on: Callable[[], bool]) -> int
     if pool.reaches(bound) or not pool.fits:
         return bound
     moves, labels = _MOVES * effort, _by_block(pool, blocks)
-    parts = [(labels, moves)] if effort < _TWICE else [(labels, moves // 4), (equal_compute(quotient, fleet), moves)]
+    parts = [(labels, _MOVES)]  # what less effort does is done first, so that more is never worse
+    if effort > 1:
+        parts.append((labels, moves) if effort < _TWICE else (equal_compute(quotient, fleet), moves))
     for start, share in parts:  # from the best; and from afar, as one long run finds what many short ones do not
         budget = Budget(share, stop_ns=bound, expired=lambda: not may_go_on())
         pool.offer(blocks.labels(anneal(quotient, fleet, start, budget)), "annealing")

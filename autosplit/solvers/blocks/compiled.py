@@ -10,12 +10,15 @@ import networkx as nx
 import numpy as np
 
 from autosplit.device import HOST
+from autosplit.errors import GraphError
 from autosplit.estimate.judge import Item
 from autosplit.solvers.blocks.fleet import Fleet, Kind
 from autosplit.solvers.blocks.quotient import Ints, Quotient, Recomputed, Wire
 from autosplit.solvers.bounds import bundle_needs
 from autosplit.solvers.problem import Problem
 from autosplit.solvers.stages.line import Flight
+
+_MOST_NS = 2**60
 
 
 class Blocks(NamedTuple):
@@ -121,7 +124,7 @@ def _acyclic(
     bundle_of = {node: b for b, bundle in enumerate(bundles) for node in bundle}
     follows: nx.DiGraph[int] = nx.DiGraph()
     follows.add_nodes_from(range(len(bundles)))
-    for a, b in (*problem.forward_edges, *_backward_edges(problem, bundles, bundle_of)):
+    for a, b in problem.forward_edges:
         before, after = bundle_of[a], bundle_of[b]
         if before != after and bundles[after] not in loose:
             follows.add_edge(before, after)
@@ -131,7 +134,13 @@ def _acyclic(
     merged.add_nodes_from(range(len(parts)))
     merged.add_edges_from((part_of[a], part_of[b]) for a, b in follows.edges if part_of[a] != part_of[b])
     first = [min(bundles[b][0] for b in part) for part in parts]
-    order = list(nx.lexicographical_topological_sort(merged, key=first.__getitem__))
+    numbered = merged.copy()  # gradients the other way round bind nobody, but tell where a backward node belongs
+    for a, b in _backward_edges(problem, bundles, bundle_of):
+        numbered.add_edge(part_of[bundle_of[a]], part_of[bundle_of[b]])
+    numbered.remove_edges_from(list(nx.selfloop_edges(numbered)))
+    if not nx.is_directed_acyclic_graph(numbered):
+        numbered = merged
+    order = list(nx.lexicographical_topological_sort(numbered, key=first.__getitem__))
     number = {p: i for i, p in enumerate(order)}
     return (
         [tuple(sorted(node for b in parts[p] for node in bundles[b])) for p in order],
@@ -142,7 +151,7 @@ def _acyclic(
 def _backward_edges(
     problem: Problem, bundles: Sequence[Sequence[int]], bundle_of: dict[int, int]
 ) -> list[tuple[int, int]]:
-    """An order for backward nodes that no forward node ties: the gradients' way, turned round."""
+    """An order for backward nodes that no forward node ties: the gradients' way, turned round. Only a hint."""
     backward = [node.is_backward for node in problem.graph.nodes.values()]
     orphan = [all(backward[node] for node in bundle) for bundle in bundles]
     if not any(orphan):
@@ -169,6 +178,12 @@ def _wires(problem: Problem, block_of: dict[int, int]) -> tuple[tuple[Wire, ...]
         costs = {problem.judge.move_ns(item, src, dst) for src, dst in links}
         exact = exact and len(costs) < 2 and (problem.judge.model.transfers != "direct" or len(readers) == 1)
         wires.append(Wire(min(costs, default=0), producer, readers))
+    total = sum(wire.cost * (1 + len(wire.readers)) for wire in wires)
+    if total > _MOST_NS:
+        raise GraphError(
+            f"the transfers of the graph may take {total} ns in all; the limit is 2**60: give faster links, or check "
+            "size_bytes of the tensors"
+        )
     return tuple(wires), exact
 
 

@@ -266,4 +266,5 @@ def _slowness(work: Ints, least: Ints) -> int:
     busy = least > 0
     if not busy.any():
         return RATE
-    return int((work[busy] * RATE // least[busy]).min())
+    pairs = zip(work[busy].tolist(), least[busy].tolist(), strict=True)  # Python's integers have no end
+    return min(int(takes) * RATE // int(shortest) for takes, shortest in pairs)

@@ -68,6 +68,7 @@ def pipeline(
             f"replicas and recomputation with io_device {problem.cluster.names[problem.judge.io]!r}: a pipeline takes "
             f"its inputs from the host; leave io_device at {HOST!r}"
         )
+    problem.check_devices()
     blocks = _with_choices(problem, replicate, recompute)
     line, proved = _search(blocks, may_go_on)
     if line is None:
