@@ -202,7 +202,7 @@ class _Search:
         simple = self.pool.best
         if not self.may_go_on() and self.pool.fits:
             return bound
-        if self.problem.runs_side_by_side:
+        if self.problem.runs_side_by_side and not self.pool.reaches(bound * _WORTH_IT // (_WORTH_IT - 1)):
             side_by_side(self.pool, bound)
         self._improve(bound)
         if self.problem.runs_side_by_side:

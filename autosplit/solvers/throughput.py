@@ -15,7 +15,11 @@ from autosplit.solvers.stages.contiguous import by_all_downsets, by_neighbours, 
 from autosplit.solvers.stages.line import NEVER, Line
 from autosplit.solvers.stages.plain import equal_compute, plain_splits
 
-_STAGES, _USUAL = 60_000, 1_000  # stages between spans that the certificate looks at; fewer of more blocks
+_STAGES, _USUAL, _LEAST_STAGES = (
+    60_000,
+    1_000,
+    10_000,
+)  # stages between spans that the certificate looks at; fewer of more blocks
 _MOST_NEIGHBOURED = 300
 _MOVES, _MOVES_PER_BLOCK, _TWICE, _VISITS = 1_000, 2, 4, 2_500
 
@@ -55,7 +59,7 @@ def _stages(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], boo
         fleet,
         line.value,
         flight=flight,
-        effort=_STAGES * effort * _USUAL // max(_USUAL, len(quotient)),
+        effort=effort * max(_LEAST_STAGES, _STAGES * _USUAL // max(_USUAL, len(quotient))),
         stop=lambda: not may_go_on(),
     )
     if found.labels is not None:

@@ -1,6 +1,6 @@
 """Captured graphs of real architectures, solved for throughput: against the split that others would make.
 
-    python tests/bench/captured.py [--only NAME] [--graphs DIR]
+    python tests/bench/captured.py [--only NAME] [--graphs DIR] [--contiguous] [--effort 1]
 
 The models are made on the meta device from their configurations, captured, and costed for described devices by the
 catalogue's roofline: seconds are real, times of a step are predictions. Columns: nodes; seconds of CPU time of
@@ -44,23 +44,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--graphs", type=Path)
+    parser.add_argument("--contiguous", action="store_true", help="only stages; the bound is over stages, too")
+    parser.add_argument("--effort", type=int, default=1)
     options = parser.parse_args()
     print(f"{'model':16} {'devices':14} {'mode':5} {'nodes':>6} {'s':>6} {'value ms':>9} {'bound ms':>9} {'gap':>6} "
           f"{'x fill':>7} {'x equal':>7}  method", flush=True)  # fmt: skip
     for case in CASES:
         if options.only in case.name:
-            print(row(case, options.graphs), flush=True)
+            print(row(case, options.graphs, contiguous=options.contiguous, effort=options.effort), flush=True)
     return 0
 
 
-def row(case: Case, keep: Path | None) -> str:
+def row(case: Case, keep: Path | None, **asked: Any) -> str:
     """One line of the table."""
     cluster = parse_cluster(case.devices)
     graph = graph_of(case, cluster, keep)
     head = f"{case.name:16} {case.devices:14} {case.mode:5} {len(graph):6}"
     began = time.thread_time()
     try:
-        found = solve(graph, cluster, objective="throughput")
+        found = solve(graph, cluster, objective="throughput", **asked)
     except CapacityError as error:
         return f"{head} {time.thread_time() - began:6.2f} {str(error)[:90]}"
     seconds = time.thread_time() - began
