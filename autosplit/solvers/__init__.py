@@ -46,56 +46,66 @@ def solve(
 ) -> Placement:
     """Place every node on a device.
 
-    The best is taken of: each device alone; for two devices the exact cut; equal shares of the work; devices filled
-    in turn; in program order and in the order of nested min cuts, the best contiguous split; and for latency, where the
-    queues of devices run side by side, list schedules and annealing on the makespan. Then moves improve it.
-
     Args:
         graph: what runs, and what it costs.
-        devices: in the order in which stages are laid out: a spec ("2x24GiB"), a path of a cluster.toml, a list of
-            Device, or a Cluster.
-        objective: "latency" (ns of one step: ``autosplit.estimate.makespan``, or ``.pieces`` where transfers go
-            through the host), "throughput" (ns of the busiest device) or "memory" (largest peak).
-        contiguous: only placements that run as a pipeline: the devices can be ordered so that nothing of the forward
-            pass goes back.
+        devices: in the order of stages: a spec ("2x24GiB"), a path of a cluster.toml, a list of Device, or a Cluster.
+        objective: "latency" (ns of one step: ``estimate.makespan``, or ``.pieces`` where transfers go through the
+            host), "throughput" (ns of the busiest device) or "memory" (largest peak).
+        contiguous: only pipelines: devices can be ordered so that nothing of the forward pass goes back.
         cost_model: what transfers cost, and micro-batches in flight.
         io_device: where inputs arrive and outputs return: a device, or "host".
         capacities: bytes by device name, in place of ``Device.memory_bytes``.
         effort: how much to search where no proof ends it, in units of about a second for a thousand nodes.
-        time_budget_s: seconds after which no further search is begun, and the best so far is the answer; one that is
-            under way ends first (a second or two for thousands of nodes). Without it the answer does not depend on
-            the clock.
+        time_budget_s: seconds after which no further search is begun; one that is under way ends first. Without it the
+            answer does not depend on the clock.
         replicate: "stages": a stage may run on several devices of one kind, which share its micro-batches; "grid": all
             stages on equally many. Only for contiguous throughput, as ``recompute``.
         recompute: whether nodes that say what they take ``recomputed`` may be, where a stage does not fit else.
 
     Returns:
-        A placement that keeps groups together and, by ``estimate.peak_bytes``, every device within its capacity. Its
-        bound is proved. It is the same whatever the hash seed.
-
-        Never worse than the best single device, equal split or sequential fill that fits. Exact for one device,
-        for latency on two synchronous devices when memory does not bind, for up to 1,024 placements, and wherever the
-        gap is 0. With ``contiguous`` the bound is over contiguous placements, without ``replicate`` over those without
-        replicas.
-        Else a heuristic with a proved bound. About 1 s for 1,000 nodes and 2 s for 5,000, and another second or two
-        for latency where queues run side by side.
+        A placement that keeps groups together and every device within its capacity (``checker.replay``), the same
+        whatever the hash seed; never worse than the best single device, equal split or sequential fill that fits. Its
+        bound is proved, over contiguous placements if ``contiguous``, and without replicas. docs/engine.md says where
+        it is exact; elsewhere a gap is left. About a second for a thousand nodes.
 
     Raises:
         AutosplitError: a bug: the checker, which shares no code with the solvers, found another value, or a fault.
         CapacityError: nothing fits (``proved``), or nothing was found that does.
         GraphError: a node, or a group, has no device on which it may run, or no time for one of these.
-        ValueError: an objective or an effort that there is not; or replicas or recomputation, which need
+        ValueError: an objective or an effort that there is not, or replicas or recomputation for anything else than
             ``objective="throughput", contiguous=True``.
         DeviceError: ``devices`` is none of that, or ``io_device`` or a name in ``capacities`` is not one of them.
 
-    >>> from autosplit.graph import Node, Tensor
-    >>> graph = CostGraph(
-    ...     [Node(name=name, forward_ns={"*": 10}) for name in "ab"],
-    ...     [Tensor(name=f"w{name}", producer=name, size_bytes=600, kind="parameter") for name in "ab"],
-    ... )
-    >>> solve(graph, "2x1KB").devices
+    >>> from autosplit.graph import Node
+    >>> solve(CostGraph([Node(name=name, fixed_bytes=600) for name in "ab"], []), "2x1KB").devices
     {'a': 'gpu:0', 'b': 'gpu:1'}
     """
+    _check_arguments(graph, objective, effort)
+    cluster = cluster_of(devices)
+    problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
+    may_go_on = _budget(time_budget_s)
+    if (replicate != "none" or recompute) and len(graph):
+        found = _replicated(problem, replicate, recompute, effort, may_go_on)
+    else:
+        found = _searched(problem, effort, may_go_on)
+    _check(problem, found, io_device, capacities)
+    return found
+
+
+def _check(problem: Problem, found: Placement, io_device: str, capacities: Mapping[str, int] | None) -> None:
+    """The checker's word on what was found."""
+    check(
+        problem.graph,
+        found,
+        problem.cluster,
+        cost_model=problem.judge.model,
+        io_device=io_device,
+        capacities=capacities,
+        contiguous=problem.contiguous,
+    )
+
+
+def _check_arguments(graph: object, objective: str, effort: int) -> None:
     if not isinstance(graph, CostGraph):
         raise TypeError(f"graph is a {type(graph).__name__}: pass a CostGraph; CostGraph.from_networkx reads a DiGraph")
     if objective not in get_args(Objective) or effort < 1:
@@ -103,27 +113,12 @@ def solve(
         raise ValueError(
             f"objective {objective!r}, effort {effort}: expected one of {known}, and an effort of 1 or more"
         )
-    cluster = cluster_of(devices)
-    problem = Problem(graph, cluster, objective, io_device, capacities, cost_model, contiguous=contiguous)
-    ends = None if time_budget_s is None else time.monotonic() + time_budget_s
 
-    def may_go_on() -> bool:
-        return ends is None or time.monotonic() < ends
 
-    if (replicate != "none" or recompute) and len(graph):
-        placement = _replicated(problem, replicate, recompute, effort, may_go_on)
-    else:
-        placement = _searched(problem, effort, may_go_on)
-    check(
-        graph,
-        placement,
-        cluster,
-        cost_model=cost_model,
-        io_device=io_device,
-        capacities=capacities,
-        contiguous=contiguous,
-    )
-    return placement
+def _budget(seconds: float | None) -> Callable[[], bool]:
+    """Whether there is time for another search."""
+    ends = None if seconds is None else time.monotonic() + seconds
+    return lambda: ends is None or time.monotonic() < ends
 
 
 def _replicated(

@@ -56,7 +56,10 @@ class Budget(NamedTuple):
     expired: Callable[[], bool] | None = None
 
 
-def anneal(quotient: Quotient, fleet: Fleet, labels: Sequence[int], budget: Budget = Budget()) -> list[int]:  # noqa: B008
+USUAL = Budget()
+
+
+def anneal(quotient: Quotient, fleet: Fleet, labels: Sequence[int], budget: Budget = USUAL) -> list[int]:
     """Labels at least as good as those given; order constraints do not bind. Heuristic: no bound comes with them.
 
     Fewer missing bytes are better than more, and among labels that fit, a lower bottleneck is better. Memory is what
