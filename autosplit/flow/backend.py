@@ -60,7 +60,7 @@ def can_run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool |
     return f"autosplit knows no {', '.join(sorted(others))}" if others else True
 
 
-def minimum_cut(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_func: None = None) -> Cut:  # noqa: N803
+def minimum_cut(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_func: None = None) -> Cut:
     """``nx.minimum_cut``. Of several cuts that with the greatest source side, as there."""
     if isinstance(flowG, FlowNetwork) and (_s, _t) == (SOURCE, SINK):
         value, inside = flowG.minimum_cut(largest=True)
@@ -72,18 +72,18 @@ def minimum_cut(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_f
     return numbered.scale.down(value), ({_s, *(names[i] for i in inside)}, {_t, *(names[i] for i in outside)})
 
 
-def minimum_cut_value(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_func: None = None) -> Any:  # noqa: N803
+def minimum_cut_value(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_func: None = None) -> Any:
     """``nx.minimum_cut_value``."""
     return minimum_cut(flowG, _s, _t, capacity)[0]
 
 
-def maximum_flow_value(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_func: None = None) -> Any:  # noqa: N803
+def maximum_flow_value(flowG: Any, _s: Any, _t: Any, capacity: str = "capacity", flow_func: None = None) -> Any:
     """``nx.maximum_flow_value``."""
     return minimum_cut(flowG, _s, _t, capacity)[0]
 
 
 def maximum_flow(
-    flowG: Any,  # noqa: N803
+    flowG: Any,
     _s: Any,
     _t: Any,
     capacity: str = "capacity",

@@ -133,7 +133,7 @@ class Search:
         below, last = [], head[bridge]
         while (arc := link[last]) >= 0:
             below.append(arc)
-            if residual[arc] < flow:  # noqa: PLR1730
+            if residual[arc] < flow:  # noqa: PLR1730 - as above
                 flow = residual[arc]
             last = head[arc]
         flow = min(flow, surplus[first], -surplus[last])

@@ -23,8 +23,9 @@ def placements(workload: nx.DiGraph, cluster: Cluster, rng: random.Random):
     for run in (1, 3, 10, 40):
         names = itertools.cycle(rng.sample(cluster.names, len(cluster.names)))
         by_colour: dict[object, str] = {}
+        name = next(names)
         for i, colour in enumerate(colours):
-            name = next(names) if i % run == 0 else name  # noqa: F821
+            name = next(names) if i % run == 0 else name
             by_colour[colour] = "cpu0" if colour in pinned else name
         yield {node: by_colour[data["color"]] for node, data in workload.nodes(data=True)}
 
