@@ -7,7 +7,8 @@ import pytest
 
 from autosplit.checker import replay
 from autosplit.device import Cluster, Device
-from autosplit.errors import GraphError
+from autosplit.errors import AutosplitError, GraphError
+from autosplit.estimate.judge import Judge
 from autosplit.graph import CostGraph, Node, Tensor
 from autosplit.placement import CostModel
 from autosplit.solvers import solve
@@ -145,3 +146,11 @@ def test_arguments_that_there_are_not(options, message):
 def test_cost_models_that_there_are_not(fields, message):
     with pytest.raises(ValueError, match=message):
         CostModel(**fields)
+
+
+def test_solve_asks_the_checker(monkeypatch):
+    """A judge that leaves out a nanosecond is found out."""
+    honest = Judge.load_ns
+    monkeypatch.setattr(Judge, "load_ns", lambda judge, labels: [load - 1 for load in honest(judge, labels)])
+    with pytest.raises(AutosplitError, match=r"wrong result of solver .*claimed 9, found 10"):
+        solve(CostGraph([Node(name="a", forward_ns={"*": 10})], []), "1x1GiB", objective="throughput")
