@@ -98,7 +98,7 @@ def run(capsys, *words):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, a_plan().to_json().replace(b'"format": 3', b'"format": 2')]
+    "content", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, a_plan().to_json().replace(b'"format": 4', b'"format": 3')]
 )
 def test_a_file_that_is_no_plan(tmp_path, capsys, content):
     path = tmp_path / "x"

@@ -1,0 +1,106 @@
+"""Checks of a plan and of a placement at each hand-over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autosplit.device import HOST, Cluster
+from autosplit.errors import CapacityError, PlanError
+from autosplit.graph import CostGraph
+from autosplit.units import format_bytes
+
+if TYPE_CHECKING:
+    from autosplit.placement.plan import Plan
+
+
+def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
+    """Check a plan at hand-over: every device known, every prediction within capacity.
+
+    With its ``graph`` also: every node placed exactly once, and groups on one device.
+
+    Raises:
+        PlanError: names the node, weight or transfer that is wrong.
+        CapacityError: a device is predicted to need more than it has.
+    """
+    known = {*plan.cluster.names, HOST}
+    for what, mapping in (("node", plan.placement), ("weight", plan.weights)):
+        for name, device in mapping.items():
+            if device not in plan.cluster.names:
+                raise PlanError(f"{what} {name!r} is placed on unknown device {device!r}")
+    for transfer in plan.transfers:
+        if transfer.src not in known or transfer.dst not in known or transfer.src == transfer.dst:
+            raise PlanError(f"transfer of {transfer.tensor!r}: {transfer.src!r} -> {transfer.dst!r} is not possible")
+    if plan.io_device not in known:
+        raise PlanError(f"io_device {plan.io_device!r} is not a device of the plan")
+    if set(plan.prediction.devices) - set(plan.cluster.names):
+        raise PlanError("the prediction names a device that the plan does not have")
+    _check_pipeline(plan)
+    _check_breakdown(plan)
+    _check_memory(plan)
+    if graph is not None:
+        check_placement(graph, plan.placement, plan.cluster)
+
+
+def check_placement(graph: CostGraph, placement: dict[str, str], cluster: Cluster) -> None:
+    """Check that every node is placed once, on a known device, and that groups stay together.
+
+    Raises:
+        PlanError: names the first node that is not.
+    """
+    for name in graph.nodes:
+        if placement.get(name) not in cluster.names:
+            raise PlanError(f"node {name!r} is placed on {placement.get(name)!r}: known are {', '.join(cluster.names)}")
+    for name in placement:
+        if name not in graph.nodes:
+            raise PlanError(f"node {name!r} is placed, but the graph has no such node")
+    for group, members in graph.groups.items():
+        if len({placement[name] for name in members}) > 1:
+            raise PlanError(f"group {group!r} is split over several devices: {', '.join(members[:4])} ...")
+
+
+def _check_pipeline(plan: Plan) -> None:
+    """Every placed node is in one stage, and there is a micro-batch to run."""
+    if plan.replicas < 1:
+        raise PlanError(f"a plan of {plan.replicas} replicas: there must be 1 or more")
+    if plan.pipeline is None:
+        if plan.strategy == "pipeline":
+            raise PlanError("the strategy is 'pipeline', but the plan has no pipeline: plan again")
+        return
+    if plan.pipeline.microbatches < 1 or not all(plan.pipeline.stages):
+        raise PlanError(
+            f"a pipeline of {plan.pipeline.microbatches} micro-batches and {len(plan.pipeline.stages)} stages: "
+            "there must be 1 or more, and no stage may be empty"
+        )
+    staged = [name for stage in plan.pipeline.stages for name in stage]
+    if len(staged) != len(plan.placement) or set(staged) != set(plan.placement):
+        wrong = next(iter(set(staged) ^ set(plan.placement)), None) or "a node in two stages"
+        raise PlanError(f"the stages of the pipeline are not the placed nodes: {wrong!r} differs; plan again")
+
+
+def _check_breakdown(plan: Plan) -> None:
+    for name, device in plan.prediction.devices.items():
+        parts = device.breakdown.parts
+        if any(parts.values()) and (sum(parts.values()), parts["reserve"]) != (
+            device.reserved_bytes,
+            device.reserved_bytes - device.peak_bytes,
+        ):
+            raise PlanError(
+                f"prediction of {name!r}: the parts of its memory sum to {sum(parts.values())} B, "
+                f"of which {parts['reserve']} B beyond the peak; it reserves {device.reserved_bytes} B, "
+                f"its peak is {device.peak_bytes} B"
+            )
+        if len(device.timeline.positions) != len(device.timeline.allocated_bytes):
+            raise PlanError(f"prediction of {name!r}: its timeline has not one size for each position")
+
+
+def _check_memory(plan: Plan) -> None:
+    needs = {name: device.reserved_bytes for name, device in plan.prediction.devices.items()}
+    has = {device.name: device.memory_bytes for device in plan.cluster.devices}
+    over = [name for name, need in needs.items() if need > has[name]]
+    if over:
+        worst = max(over, key=lambda name: needs[name] - has[name])
+        raise CapacityError(
+            f"device {worst} needs {format_bytes(needs[worst])} of {format_bytes(has[worst])}",
+            needs_bytes=needs,
+            has_bytes=has,
+        )
