@@ -22,10 +22,13 @@ from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_fact
 from autosplit.placement import Objective, Placement, Rung, Transfer, check_placement
 from autosplit.predict import Footprint, Workload, fake_devices, measure_optimizer, predict_memory
 from autosplit.program import Program, Spec
+from autosplit.schedule import ScheduleName
 
-StrategyChoice = Literal["auto", "single", "replicate", "split"]
+StrategyChoice = Literal["auto", "single", "replicate", "split", "pipeline", "hybrid"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
 BatchChoice = int | Literal["max"] | None
+MicrobatchesChoice = int | Literal["auto"]
+ScheduleChoice = Literal["auto"] | ScheduleName
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Request:
     profile: ProfileChoice = "auto"
     workload: Workload | None = None
     batch: BatchChoice = None
+    microbatches: MicrobatchesChoice = "auto"
+    schedule: ScheduleChoice = "auto"
 
 
 @dataclass(frozen=True)
