@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from autosplit.schedule import ScheduleName
 
 _OF_ONE_STAGE = ("gpipe", "1f1b")
 
+Weigh = Callable[[int, torch.Tensor], torch.Tensor]
+
 
 class Engine:
     """The stages of this rank under one schedule.
@@ -24,8 +26,8 @@ class Engine:
         stages: of this rank, in order.
         schedule: "gpipe" where ``loss`` is None and gradients are wanted.
         microbatches: how many.
-        loss_share: what each micro-batch's loss counts in the whole's (one over their number for a mean); None for
-            forward passes only, or with ``in_two``.
+        weigh: from the number of a micro-batch and its loss to what that counts in the whole's; None for forward passes
+            only, or with ``in_two``.
         in_two: run the forward passes, and the backward passes when ``backward`` is called.
 
     Raises:
@@ -37,7 +39,7 @@ class Engine:
         stages: Sequence[PipelineStage],
         schedule: ScheduleName,
         microbatches: int,
-        loss_share: float | None = None,
+        weigh: Weigh | None = None,
         *,
         in_two: bool = False,
     ) -> None:
@@ -47,8 +49,7 @@ class Engine:
         self._numbers = torch.arange(microbatches)
         self._in_two = in_two
         self._aliases: dict[str, Any] = {}
-        loss = _Share(loss_share) if loss_share is not None else None
-        self._schedule: Any = _make(self.stages, schedule, microbatches, loss, in_two)
+        self._schedule: Any = _make(self.stages, schedule, microbatches, _Loss(weigh) if weigh else None, in_two)
 
     def run(self, weights: Values, inputs: Sequence[Values]) -> dict[int, dict[str, Any]]:
         """All passes, or the forward passes where the backward ones come later.
@@ -94,15 +95,14 @@ class Engine:
             self._schedule.step(microbatch=numbers, return_outputs=False, **target)
 
 
-class _Share:
-    """The loss of a micro-batch as it counts in the whole's."""
+class _Loss:
+    """The loss of a micro-batch as it counts in the whole's; torch hands over the number as its target."""
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, weigh: Weigh) -> None:
+        self._weigh = weigh
 
     def __call__(self, output: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-        loss = output[0]
-        return loss if self._share == 1.0 else loss * self._share
+        return self._weigh(int(target), output[0])
 
 
 class GPipeInTwo(ScheduleGPipe):
@@ -158,7 +158,7 @@ class _Root(torch.autograd.Function):
 
 
 def _make(
-    stages: list[PipelineStage], schedule: ScheduleName, microbatches: int, loss: _Share | None, in_two: bool
+    stages: list[PipelineStage], schedule: ScheduleName, microbatches: int, loss: _Loss | None, in_two: bool
 ) -> Any:
     if in_two:
         return GPipeInTwo(stages[0], microbatches)
