@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from autosplit import estimate
 from autosplit.api.batch import Example
+from autosplit.api.problem import Candidate, Problem
 from autosplit.api.running import Caller, callers_level, compiler, refuse_shared_memory
 from autosplit.capture import Compile, Frontend, Run
 from autosplit.device import HOST
@@ -21,7 +23,8 @@ from autosplit.hardware import torch_devices
 from autosplit.pipeline.batches import sizes
 from autosplit.pipeline.call import Call, Line
 from autosplit.pipeline.samples import Samples, follow_samples
-from autosplit.placement import Pipeline, Plan
+from autosplit.placement import Pipeline, Placement, Plan, check_placement
+from autosplit.predict import fake_devices
 from autosplit.program import Program, closed_on_error
 from autosplit.runtime import note_stage_modules, unsplit_class
 
@@ -65,6 +68,35 @@ def pipelined(
     _refuse_state(pieces.small[parts[0]])
     lines = {part: _line(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}}
     return Call(lines, parts, pieces.samples, devices, pipeline.schedule)
+
+
+def evaluate_pipeline(
+    problem: Problem, placement: Placement, pipeline: Pipeline, pieces: Pieces, parts: Sequence[int]
+) -> Candidate:
+    """The candidate of a pipeline: its memory is what the pipelined call takes on fakes, all micro-batches of it.
+
+    Args:
+        problem: of the whole call.
+        placement: of its nodes.
+        pipeline: their stages.
+        pieces: captures of the call and of its micro-batches.
+        parts: samples of each micro-batch.
+
+    Raises:
+        PlanError: as ``pipelined``.
+    """
+    check_placement(problem.graph, placement.devices, problem.cluster)
+    homes = problem.homes(placement.devices)
+    call = pipelined(pieces, parts, pipeline, placement.devices, homes, fake_devices(problem.cluster))
+    names = _names(problem.program)
+    io_device = fake_devices(problem.cluster)[problem.io_device]
+
+    def forward(*values: Any) -> list[Any]:
+        outputs = call(dict(zip(names, values, strict=True)))
+        return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+
+    transfers = estimate.transfers(problem.graph, placement.devices, problem.cluster, io_device=problem.io_device)
+    return Candidate(placement, homes, transfers, problem.footprints(forward, homes, {}), pipeline)
 
 
 def _refuse_state(program: Program) -> None:
