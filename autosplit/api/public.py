@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from autosplit.api.batch import check_batch
+from autosplit.api.pipelining import PipelineCaller
 from autosplit.api.planning import make_plan
 from autosplit.api.problem import (
     BatchChoice,
@@ -315,7 +316,8 @@ def apply_captured(
     place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
     lock = threading.RLock()
     install_parts(model, plan, captured, lock)
-    caller = Caller(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
+    make = Caller if plan.pipeline is None else PipelineCaller
+    caller = make(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
     install(model, SplitState(caller, plan))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
