@@ -66,7 +66,9 @@ def pipelined(
         PlanError: the stages cannot be cut, or the outputs cannot be merged.
     """
     _refuse_state(pieces.small[parts[0]])
-    lines = {part: _line(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}}
+    lines = {
+        part: line_of(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}
+    }
     return Call(lines, parts, pieces.samples, devices, pipeline.schedule)
 
 
@@ -88,7 +90,7 @@ def evaluate_pipeline(
     check_placement(problem.graph, placement.devices, problem.cluster)
     homes = problem.homes(placement.devices)
     call = pipelined(pieces, parts, pipeline, placement.devices, homes, fake_devices(problem.cluster))
-    names = _names(problem.program)
+    names = names_of(problem.program)
     io_device = fake_devices(problem.cluster)[problem.io_device]
 
     def forward(*values: Any) -> list[Any]:
@@ -105,17 +107,18 @@ def _refuse_state(program: Program) -> None:
         raise PlanError("an object that is passed to it, such as a key-value cache, is written to in the call")
     if len(program.returned or ()) != len(program.results):
         raise PlanError("it puts a result into an object, such as a key-value cache")
-    names = _names(program)
+    names = names_of(program)
     written = [names[i] for i in program.written_inputs if not names[i].startswith("weight/")]
     if written:
         raise PlanError(f"it writes to {written[0]!r}")
 
 
-def _names(program: Program) -> list[str]:
+def names_of(program: Program) -> list[str]:
+    """The program's names of its inputs, in order."""
     return [program.names[node] for node in program.inputs]
 
 
-def _line(
+def line_of(
     program: Program,
     pipeline: Pipeline,
     placement: Mapping[str, str],
@@ -123,6 +126,7 @@ def _line(
     devices: Mapping[str, torch.device],
     samples: Samples,
 ) -> Line:
+    """The stages of one program; a node that the plan does not name goes with what it is tied to, or reads."""
     assigned = assign(program, placement, homes, next(iter(devices))).devices
     stage_of, device_of = _staged(program, pipeline, assigned)
     counted = {merge.counted[0] for merge in samples.outputs if merge is not None and merge.counted is not None}
@@ -257,7 +261,7 @@ def _compiler(
 
     def compile_program(program: Program) -> Run:
         split_run = as_split(program)
-        names = _names(program)
+        names = names_of(program)
 
         def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
             form = forms.get(program)

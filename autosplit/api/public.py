@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from autosplit.api.across import is_across, partition_across
 from autosplit.api.batch import check_batch
 from autosplit.api.pipelining import PipelineCaller
 from autosplit.api.planning import make_plan
@@ -194,10 +195,20 @@ def partition(
     Raises:
         AutosplitError: as plan and apply; the model is then as it was.
     """
-    cluster = resolve(devices)
-    torch_devices(cluster)
     model, args, kwargs = _as_module(model, args, kwargs)
     _check_model(model)
+    if is_across(strategy, plan):
+        if args is None and kwargs is None:
+            raise PlanError("under a process group a pipeline is planned before the first call: pass args or kwargs")
+
+        def ask(own: Cluster) -> Request:
+            return _Asked(
+                own, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
+            ).request(model)
+
+        return partition_across(model, devices, args or (), kwargs or {}, ask, plan)
+    cluster = resolve(devices)
+    torch_devices(cluster)
     if plan is not None:
         if isinstance(plan, Plan):
             _check_devices(plan, cluster)

@@ -233,9 +233,7 @@ class RankCall(Call):
             shared.append(value)
         return shared
 
-    def _tied(
-        self, gradients: dict[str, torch.Tensor], leaves: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def _tied(self, gradients: dict[str, torch.Tensor], leaves: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The gradients of weights that several ranks read, summed over these."""
         for name, group in self.crew.tied.items():
             if name in leaves:

@@ -77,7 +77,8 @@ class Engine:
 
     def backward(self, gradients: Mapping[int, Sequence[torch.Tensor | None]]) -> None:
         """The backward passes, from the gradients of what the last stage returns, by micro-batch (on its rank)."""
-        self._schedule.backward(gradients)
+        with torch.enable_grad():  # we are within the caller's backward pass
+            self._schedule.backward(gradients)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Those of the weights by name, summed over the micro-batches; handed out once."""

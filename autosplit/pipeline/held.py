@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from autosplit.runtime import place_weights
+
 
 def hold_only(model: nn.Module, names: Iterable[str]) -> None:
     """Empty every other parameter and buffer, in place: it keeps its identity and its form, on the meta device.
@@ -19,20 +21,21 @@ def hold_only(model: nn.Module, names: Iterable[str]) -> None:
         names: as in named_parameters and named_buffers, of tied weights the first.
     """
     kept = set(names)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in kept and not tensor.is_meta:
-            tensor.grad = None
-            with torch.no_grad():
-                tensor.data = torch.empty_like(tensor, device="meta")
+    others = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in kept]
+    place_weights(model, dict.fromkeys(others, torch.device("meta")))
     model.register_state_dict_post_hook(_leave_out)
     model.register_load_state_dict_pre_hook(_pass_over)
     model.register_load_state_dict_post_hook(_do_not_miss)
 
 
-def absent(model: nn.Module) -> list[str]:
-    """Names of the weights that are with other ranks, tied names included."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return [name for name, tensor in named if tensor.is_meta]
+def absent(module: nn.Module) -> set[str]:
+    """Names of the weights that are with other ranks, those of tied weights too."""
+    found: set[str] = set()
+    for path, inner in module.named_modules(remove_duplicate=False):
+        for key, tensor in (*inner._parameters.items(), *inner._buffers.items()):
+            if tensor is not None and tensor.is_meta:
+                found.add(f"{path}.{key}" if path else key)
+    return found
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -42,24 +45,14 @@ def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) ->
 
 
 def _pass_over(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in _absent_everywhere(module):
+    for name in absent(module):
         state.pop(prefix + name, None)
 
 
 def _do_not_miss(module: nn.Module, keys: Any) -> None:
-    gone = _absent_everywhere(module)
+    gone = absent(module)
     keys.missing_keys[:] = [key for key in keys.missing_keys if not any(_is(key, name) for name in gone)]
 
 
 def _is(key: str, name: str) -> bool:
     return key == name or key.endswith(f".{name}")
-
-
-def _absent_everywhere(module: nn.Module) -> set[str]:
-    """By the slots: what the module itself answers leaves out what is absent."""
-    found: set[str] = set()
-    for path, inner in module.named_modules(remove_duplicate=False):
-        for key, tensor in (*inner._parameters.items(), *inner._buffers.items()):
-            if tensor is not None and tensor.is_meta:
-                found.add(f"{path}.{key}" if path else key)
-    return found

@@ -54,6 +54,4 @@ def crossings(parts: Sequence[Part], results: Sequence[str]) -> list[Crossing]:
     wanted = {name: s for s, part in enumerate(parts) for name in part.takes if name in born}
     wanted |= {name: last for name in results if name in born}
     border = [tuple(name for name in born if born[name] <= s < wanted.get(name, -1)) for s in range(last)]
-    return [
-        Crossing(border[s - 1] if s > 0 else (), border[s] if s < last else ()) for s in range(len(parts))
-    ]
+    return [Crossing(border[s - 1] if s > 0 else (), border[s] if s < last else ()) for s in range(len(parts))]

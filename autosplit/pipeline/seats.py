@@ -145,4 +145,3 @@ def joined(clusters: Sequence[Cluster]) -> Cluster:
     ]
     said = dict.fromkeys(words for cluster in clusters for words in cluster.assumptions)
     return msgspec.structs.replace(clusters[0], devices=tuple(devices), links=tuple(links), assumptions=tuple(said))
-
