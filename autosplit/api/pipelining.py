@@ -92,19 +92,24 @@ def evaluate_pipeline(
     io_device = fake_devices(problem.cluster)[problem.io_device]
 
     def forward(*values: Any) -> list[Any]:
-        outputs = call(dict(zip(names, values, strict=True)))
-        return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+        return arrived(call.program, call(dict(zip(names, values, strict=True))), io_device)
 
     transfers = estimate.transfers(problem.graph, placement.devices, problem.cluster, io_device=problem.io_device)
     return Candidate(placement, homes, transfers, problem.footprints(forward, homes, {}), pipeline)
+
+
+def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> list[Any]:
+    """The outputs, those that the caller receives on ``device``; what goes into an object stays where it is."""
+    return [
+        output.to(device) if isinstance(output, torch.Tensor) and program.returns(place) else output
+        for place, output in enumerate(outputs)
+    ]
 
 
 def _refuse_state(program: Program) -> None:
     """What outlives a call would be of one micro-batch."""
     if any(source.kind == "state" for source in program.inputs.values()):
         raise PlanError("an object that is passed to it, such as a key-value cache, is written to in the call")
-    if len(program.returned or ()) != len(program.results):
-        raise PlanError("it puts a result into an object, such as a key-value cache")
     names = _names(program)
     written = [names[i] for i in program.written_inputs if not names[i].startswith("weight/")]
     if written:
@@ -277,7 +282,7 @@ def _compiler(
                 note_stage_modules(current, [graph.graph_module for graph in call.stages.lines[0]])
             with closed_on_error(io_device.type):
                 outputs = call(dict(zip(names, inputs, strict=True)))
-            return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+            return arrived(call.program, outputs, io_device)
 
         return run
 
