@@ -66,9 +66,7 @@ def pipelined(
         PlanError: the stages cannot be cut, or the outputs cannot be merged.
     """
     _refuse_state(pieces.small[parts[0]])
-    lines = {
-        part: line_of(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}
-    }
+    lines = {part: _line(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}}
     return Call(lines, parts, pieces.samples, devices, pipeline.schedule)
 
 
@@ -90,35 +88,39 @@ def evaluate_pipeline(
     check_placement(problem.graph, placement.devices, problem.cluster)
     homes = problem.homes(placement.devices)
     call = pipelined(pieces, parts, pipeline, placement.devices, homes, fake_devices(problem.cluster))
-    names = names_of(problem.program)
+    names = _names(problem.program)
     io_device = fake_devices(problem.cluster)[problem.io_device]
 
     def forward(*values: Any) -> list[Any]:
-        outputs = call(dict(zip(names, values, strict=True)))
-        return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+        return arrived(call.program, call(dict(zip(names, values, strict=True))), io_device)
 
     transfers = estimate.transfers(problem.graph, placement.devices, problem.cluster, io_device=problem.io_device)
     return Candidate(placement, homes, transfers, problem.footprints(forward, homes, {}), pipeline)
+
+
+def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> list[Any]:
+    """The outputs, those that the caller receives on ``device``; what goes into an object stays where it is."""
+    return [
+        output.to(device) if isinstance(output, torch.Tensor) and program.returns(place) else output
+        for place, output in enumerate(outputs)
+    ]
 
 
 def _refuse_state(program: Program) -> None:
     """What outlives a call would be of one micro-batch."""
     if any(source.kind == "state" for source in program.inputs.values()):
         raise PlanError("an object that is passed to it, such as a key-value cache, is written to in the call")
-    if len(program.returned or ()) != len(program.results):
-        raise PlanError("it puts a result into an object, such as a key-value cache")
-    names = names_of(program)
+    names = _names(program)
     written = [names[i] for i in program.written_inputs if not names[i].startswith("weight/")]
     if written:
         raise PlanError(f"it writes to {written[0]!r}")
 
 
-def names_of(program: Program) -> list[str]:
-    """The program's names of its inputs, in order."""
+def _names(program: Program) -> list[str]:
     return [program.names[node] for node in program.inputs]
 
 
-def line_of(
+def _line(
     program: Program,
     pipeline: Pipeline,
     placement: Mapping[str, str],
@@ -126,7 +128,6 @@ def line_of(
     devices: Mapping[str, torch.device],
     samples: Samples,
 ) -> Line:
-    """The stages of one program; a node that the plan does not name goes with what it is tied to, or reads."""
     assigned = assign(program, placement, homes, next(iter(devices))).devices
     stage_of, device_of = _staged(program, pipeline, assigned)
     counted = {merge.counted[0] for merge in samples.outputs if merge is not None and merge.counted is not None}
@@ -261,7 +262,7 @@ def _compiler(
 
     def compile_program(program: Program) -> Run:
         split_run = as_split(program)
-        names = names_of(program)
+        names = _names(program)
 
         def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
             form = forms.get(program)
@@ -281,7 +282,7 @@ def _compiler(
                 note_stage_modules(current, [graph.graph_module for graph in call.stages.lines[0]])
             with closed_on_error(io_device.type):
                 outputs = call(dict(zip(names, inputs, strict=True)))
-            return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+            return arrived(call.program, outputs, io_device)
 
         return run
 

@@ -22,7 +22,15 @@ from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
 from autosplit.program.groups import stay_together
-from autosplit.program.names import is_checkpoint, is_control, is_move, module_path, operator_name, stable_names
+from autosplit.program.names import (
+    is_checkpoint,
+    is_control,
+    is_move,
+    module_path,
+    operator_name,
+    source_line,
+    stable_names,
+)
 from autosplit.program.reads import Value, read_values
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import closed_on_error, functorch_regions
@@ -48,6 +56,7 @@ __all__ = [
     "literal",
     "module_path",
     "operator_name",
+    "source_line",
     "tensor_leaves",
     "written_tensors",
 ]
