@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autosplit.api.batch import Example
-from autosplit.api.pipelining import capture_pieces, line_of, names_of
+from autosplit.api.pipelining import _line as line_of, _names as names_of, capture_pieces
 from autosplit.api.running import Caller, callers_level, refuse_shared_memory
 from autosplit.capture import Captured, Compile, Frontend, Run
 from autosplit.device import HOST, Cluster, with_memory

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-LIMIT_S = 120
+LIMIT_S = 120  # of one run_ranks
 
 
 def run_ranks(function: Callable[..., Any], count: int, folder: Path, *args: Any) -> list[Any]:
