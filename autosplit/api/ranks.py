@@ -26,6 +26,7 @@ from autosplit.pipeline.across import Crew, RankCall
 from autosplit.pipeline.call import Line
 from autosplit.pipeline.held import absent, hold_only
 from autosplit.pipeline.samples import Samples
+from autosplit.pipeline.engine import ranks_of_stages
 from autosplit.pipeline.seats import Seat, gather, rank_of, seats_of_mesh, take_seats
 from autosplit.placement import Plan
 from autosplit.program import Program, closed_on_error
@@ -154,7 +155,7 @@ class RankCaller(Caller):
         homes = {name: home for name, home in plan.weights.items() if home in devices}
         line = line_of(small, pipeline, plan.placement, homes, devices, pieces.samples)
         schedule = pipeline.schedule if model.training else "gpipe"
-        return RankCall(line, count, samples // count, pieces.samples, devices, schedule, self._crew)
+        return RankCall(line, count, samples // count, pieces.samples, devices, schedule, crew=self._crew)
 
     def _tell(self, words: str) -> None:
         if words not in self._told:
@@ -209,8 +210,17 @@ def _ranks(plan: Plan, seat: Seat) -> list[int]:
         if len(found) != 1:
             raise PlanError(f"stage {stage} is on the devices of ranks {sorted(found)}: a stage runs on one rank")
         ranks += found
-    if sorted(set(ranks)) != list(range(seat.size)):
-        raise PlanError(f"the plan has stages for ranks {sorted(set(ranks))}, and the pipeline has {seat.size} ranks")
+    if set(ranks) != set(range(seat.size)):
+        raise PlanError(
+            f"the plan's stages run on ranks {', '.join(map(str, sorted(set(ranks))))} of a pipeline of {seat.size}: "
+            "plan for as many ranks as there are, or start fewer"
+        )
+    wanted = ranks_of_stages(plan.pipeline.schedule, len(ranks), seat.size)
+    if ranks != wanted:
+        raise PlanError(
+            f"the plan's stages run on ranks {', '.join(map(str, ranks))}; schedule {plan.pipeline.schedule!r} wants "
+            f"them on ranks {', '.join(map(str, wanted))}: plan again"
+        )
     return ranks
 
 
@@ -221,8 +231,8 @@ def _agree(program: Program, seat: Seat) -> None:
         if names != said[0]:
             other = next((pair for pair in zip(said[0], names, strict=False) if pair[0] != pair[1]), ("end", "end"))
             raise PlanError(
-                f"rank {rank} captured another program than rank 0 ({other[1]!r} where that has {other[0]!r}): build the "
-                "same model, with inputs of the same form and the same versions of its libraries on every rank"
+                f"rank {rank} captured another program than rank 0 ({other[1]!r} where that has {other[0]!r}): build "
+                "the same model, with inputs of the same form and the same versions of its libraries on every rank"
             )
 
 

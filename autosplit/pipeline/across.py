@@ -1,4 +1,4 @@
-"""One call of a model whose pipeline goes through several ranks: flat inputs to flat outputs, the same on every rank."""
+"""One call of a model whose pipeline goes through ranks: flat inputs to flat outputs, the same on every rank."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class RankCall(Call):
         samples: Samples,
         devices: Mapping[str, torch.device],
         schedule: ScheduleName,
+        *,
         crew: Crew,
     ) -> None:
         super().__init__({size: line}, [size] * microbatches, samples, devices, schedule)
@@ -150,7 +151,7 @@ class RankCall(Call):
         name, ignored = merge.counted
         targets = [found[i][name] if name in found[i] else inputs[i][name] for i in range(len(self.parts))]
         counted = sum(int(count_of(target, ignored)) for target in targets)
-        return sum(target.numel() for target in targets) / max(counted, 1)
+        return float(sum(target.numel() for target in targets) / max(counted, 1))
 
     def _forth_and_back(
         self, found: Any, shared: Values, batches: Sequence[Values], leaves: Mapping[str, torch.Tensor]
@@ -219,7 +220,7 @@ class RankCall(Call):
         """The outputs of the last stage, sent to every rank of the pipeline."""
         pipeline, source = self.crew.seat.pipeline, self.crew.seat.global_rank(self.crew.ranks[-1])
         if self._is_new or self._counts:
-            said = [[_form(value) for value in outputs], scale]
+            said: list[Any] = [[_form(value) for value in outputs], scale]
             dist.broadcast_object_list(said, src=source, group=pipeline)
             self._forms, self._factor = said
         shared: list[Any] = []
@@ -257,14 +258,14 @@ class RankCall(Call):
         for position, (other, batch) in enumerate(said):
             if other != said[0][0]:
                 raise PlanError(
-                    f"rank {position} of the pipeline captured another program than rank 0: build the same model, in the "
-                    "same mode, with the same versions of torch and of the model's library on every rank"
+                    f"rank {position} of the pipeline captured another program than rank 0: build the same model, in "
+                    "the same mode, with the same versions of torch and of the model's library on every rank"
                 )
             if batch != said[0][1]:
                 seat = self.crew.seat
                 raise PlanError(
-                    f"rank {position} of the pipeline was called with another batch than rank 0: the ranks of a pipeline "
-                    "share a batch. Let the data sampler go by replica, not by rank: "
+                    f"rank {position} of the pipeline was called with another batch than rank 0: the ranks of a "
+                    "pipeline share a batch. Let the data sampler go by replica, not by rank: "
                     f"DistributedSampler(data, num_replicas={seat.replicas}, rank=split.replica), here {seat.replica}"
                 )
 

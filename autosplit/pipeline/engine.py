@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
 from torch.distributed.pipelining.schedules import get_schedule_class
 
 from autosplit.errors import PlanError
@@ -15,8 +16,20 @@ from autosplit.pipeline.stage import StageModule, Values
 from autosplit.schedule import ScheduleName
 
 _OF_ONE_STAGE = ("gpipe", "1f1b")
+_FOLDED = ("zbvzerobubble",)
 
 Weigh = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+def ranks_of_stages(schedule: ScheduleName, stages: int, ranks: int) -> list[int]:
+    """The rank that torch's schedule wants each stage on: in turn, or there and back for those that are folded to a V.
+
+    >>> ranks_of_stages("interleaved1f1b", 4, 2), ranks_of_stages("zbvzerobubble", 4, 2)
+    ([0, 1, 0, 1], [0, 1, 1, 0])
+    """
+    style: Any = "v" if schedule in _FOLDED else "loop"
+    found = generate_stage_to_rank_mapping(ranks, stages, style)
+    return [found[stage] for stage in range(stages)]
 
 
 class Engine:
@@ -120,7 +133,8 @@ class GPipeInTwo(ScheduleGPipe):
         stage = self._stage
         stage.has_backward = True
         stage.clear_runtime_states()
-        self._initialize_stage((), {"microbatch": numbers[:1]})
+        initialise: Callable[..., None] = self._initialize_stage
+        initialise((), {"microbatch": numbers[:1]})
         sends: list[Any] = []
         for i in range(self._n_microbatches):
             _wait(stage.get_fwd_recv_ops(i))
@@ -132,13 +146,14 @@ class GPipeInTwo(ScheduleGPipe):
     def backward(self, gradients: Mapping[int, Sequence[torch.Tensor | None]]) -> None:
         """All backward passes; ``gradients`` of what the last stage returned, by micro-batch."""
         stage = self._stage
+        start: Callable[..., torch.Tensor] = _Root.apply
         sends: list[Any] = []
         for i in range(self._n_microbatches):
             _wait(stage.get_bwd_recv_ops(i))
             root = None
             if stage.is_last:
                 outputs, _ = stage.fwd_cache[i]
-                root = _Root.apply(gradients[i], *outputs)
+                root = start(gradients[i], *outputs)
             stage.backward_one_chunk(i, loss=root, last_backward=i == self._n_microbatches - 1)
             sends += _start(stage.get_bwd_send_ops(i))
         for work in sends:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class StageModule(nn.Module):
     def forward(self, *received: torch.Tensor, microbatch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run micro-batch number ``microbatch``."""
         number, part = int(microbatch), self.part
-        arrived = [_Contiguous.apply(value) if value.requires_grad else value for value in received]
+        arrived = [_contiguous(value) if value.requires_grad else value for value in received]
         values = dict(zip(self.crossing.receives, arrived, strict=True))
         mine = self.inputs[number]
         taken = [self._take(name, values, mine) for name in part.takes]
@@ -84,12 +84,14 @@ class StageModule(nn.Module):
     def _take(self, name: str, values: Values, mine: Values) -> Any:
         if name in self.weights:
             return self.weights[name]
-        if name in mine:
-            value = mine[name]
-        else:
-            value = _unpack(values[name], self.forms[name])
+        value = mine[name] if name in mine else _unpack(values[name], self.forms[name])
         device = self.part.devices[name]
         return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
+
+
+def _contiguous(value: torch.Tensor) -> torch.Tensor:
+    run: Callable[..., torch.Tensor] = _Contiguous.apply
+    return run(value)
 
 
 class _Contiguous(torch.autograd.Function):

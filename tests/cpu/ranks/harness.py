@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,10 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-LIMIT_S = 120  # of one run_ranks
+LIMIT_S = int(os.environ.get("AUTOSPLIT_RANKS_LIMIT_S", "120"))
 
 
-def run_ranks(function: Callable[..., Any], count: int, folder: Path, *args: Any) -> list[Any]:
+def run_ranks(function: Callable[..., Any], count: int, folder: Path, *args: Any, limit_s: int = LIMIT_S) -> list[Any]:
     """What ``function(rank, *args)`` returns on each of ``count`` ranks of a process group.
 
     Raises:
@@ -25,12 +26,12 @@ def run_ranks(function: Callable[..., Any], count: int, folder: Path, *args: Any
     folder.mkdir(exist_ok=True)
     context = mp.start_processes(_main, (function, count, str(folder), args), count, join=False, start_method="spawn")
     assert context is not None
-    end = time.monotonic() + LIMIT_S
+    end = time.monotonic() + limit_s
     while not context.join(timeout=1):
         if time.monotonic() > end:
             for process in context.processes:
                 process.kill()
-            raise TimeoutError(f"{function.__name__} on {count} ranks was not done in {LIMIT_S} s")
+            raise TimeoutError(f"{function.__name__} on {count} ranks was not done in {limit_s} s")
     return [torch.load(folder / f"said{rank}.pt", weights_only=False) for rank in range(count)]
 
 

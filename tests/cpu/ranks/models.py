@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, width: int = 8, blocks: int = 4) -> None:
+    def __init__(self, width: int = 8, blocks: int = 2) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
@@ -54,7 +54,7 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    def __init__(self, width: int = 16, layers: int = 4) -> None:
+    def __init__(self, width: int = 16, layers: int = 2) -> None:
         super().__init__()
         self.embed = nn.Embedding(32, width)
         self.layers = nn.ModuleList(Experts(width) for _ in range(layers))
@@ -73,7 +73,7 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=96, n_positions=16, n_embd=32, n_layer=4, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        vocab_size=96, n_positions=16, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     )
     return GPT2LMHeadModel(config)
 
@@ -82,7 +82,7 @@ def t5() -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0, decoder_start_token_id=0
+        vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0, decoder_start_token_id=0
     )
     return T5ForConditionalGeneration(config)
 
