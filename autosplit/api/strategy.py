@@ -242,9 +242,15 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str, options: t
 
 def _notes(piped: Piped, samples: int) -> tuple[str, ...]:
     """What a pipeline rests on."""
-    count = piped.sketch.microbatches
+    count, found = piped.sketch.microbatches, piped.samples
+    said = tuple(
+        f"pipeline: samples of a batch see each other, and now only those of a micro-batch: {line}"
+        for line in found.mixing[:3]
+    )
+    if found.random:
+        said += (f"pipeline: {found.random[0]} and the like draw other random numbers than for the call as a whole",)
     return (
         f"pipeline: {count} micro-batches of up to {-(-samples // count)} samples; transfers are told of one of them",
         "pipeline: each stage's passes in the order of its schedule, copies between stages beside what they compute",
-        "pipeline: what forward computes over the batch, as batch norm its statistics, is of a micro-batch",
+        *said,
     )
