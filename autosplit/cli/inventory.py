@@ -16,6 +16,7 @@ from rich.text import Text
 from autosplit import catalogue
 from autosplit.catalogue import RESERVE_BYTES, Entry, Fabric
 from autosplit.device import Cluster, Device, Link, is_described, parse_cluster, read_cluster, to_toml
+from autosplit.files import write
 from autosplit.report.words import clean
 from autosplit.units import format_bytes, format_ns
 
@@ -69,10 +70,8 @@ def measured(stock: Inventory) -> Inventory:
 
 
 def save(cluster: Cluster, path: Path) -> None:
-    """Write a cluster.toml, through a temporary file beside it, then a rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(to_toml(cluster), encoding="utf-8")
-    temporary.replace(path)
+    """Write a cluster.toml, whole or not at all."""
+    write(path, to_toml(cluster).encode())
 
 
 # ---------------------------------------------------------------- for programs
