@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autosplit import estimate
+from autosplit.api.identity import graph_fingerprint, input_forms, weight_forms
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import fitting_alone
 from autosplit.api.timing import Timed
@@ -34,6 +35,10 @@ def describe(problem: Problem, candidate: Candidate) -> Plan:
         reason=reason,
         assumptions=(*problem.assumptions, *_other_objective(problem, candidate), *_assumptions(problem)),
         fingerprint=weight_signature(problem.model),
+        inputs=input_forms(problem.program),
+        weight_forms=weight_forms(problem.model),
+        graph_fingerprint=graph_fingerprint(problem.program),
+        optimizer=problem.optimizer_name,
     )
     check_plan(plan, problem.graph)
     return plan
