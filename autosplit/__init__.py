@@ -1,9 +1,9 @@
 """autosplit: automatic model partitioning for PyTorch.
 
 ``partition(model, devices)`` returns the same model, split over the devices; ``plan`` shows the placement before
-anything moves; ``apply`` places by a plan made earlier; ``recost`` tells what a plan would cost at another batch or on
-other devices; ``verify`` shows that nothing changed in what is computed; ``solve`` is the engine alone, on any costed
-graph.
+anything moves; ``apply`` places by a plan made earlier; ``from_device_map`` plans as such a map says; ``recost`` tells
+what a plan would cost at another batch or on other devices; ``verify`` shows that nothing changed in what is computed;
+``solve`` is the engine alone, on any costed graph.
 
 Names are loaded when they are first used, so that importing autosplit does not import torch.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autosplit import sim
-    from autosplit.api import apply, partition, plan, recost
+    from autosplit.api import apply, from_device_map, partition, plan, recost
     from autosplit.device import Cluster, Device, Link, Rates
     from autosplit.errors import (
         AutosplitError,
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "apply": "autosplit.api",
+    "from_device_map": "autosplit.api",
     "partition": "autosplit.api",
     "plan": "autosplit.api",
     "recost": "autosplit.api",
@@ -56,7 +57,7 @@ _HOMES = {
     "Tensor": "autosplit.graph",
     "CostModel": "autosplit.placement",
     "Placement": "autosplit.placement",
-    "Plan": "autosplit.placement",
+    "Plan": "autosplit.report",  # with it comes what print(plan) shows
     "solve": "autosplit.solvers",
     "verify": "autosplit.verification",
 }
@@ -81,6 +82,7 @@ __all__ = [
     "VerifyError",
     "WayOut",
     "apply",
+    "from_device_map",
     "partition",
     "plan",
     "recost",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import pickle
 
 import msgspec
 import pytest
@@ -256,3 +259,18 @@ def test_a_copy_in_memory_is_held_to_its_inputs_too(file, devices):
     plan = Plan.load(file)
     torn = msgspec.structs.replace(plan, placement={**plan.placement, "b/linear": "sim:1"})
     assert autosplit.partition(Net(), devices, (X,), plan=torn).plan.weights["b.weight"] == "sim:1"
+
+
+def test_print_shows_the_table(file):
+    assert str(Plan.load(file)).splitlines()[0] == "SPLIT  2 stages: placed by hand: 2 of 2 devices used"
+    assert repr(Plan.load(file)).startswith("Plan(format=")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_a_split_model_is_copied_but_not_pickled(file, protocol):
+    split = autosplit.apply(Net(), file)
+    assert torch.equal(copy.deepcopy(split)(X), split(X))
+    with pytest.raises(PlanError, match=r"a split Net cannot be pickled: save its state_dict\(\) and its plan"):
+        pickle.dumps(split, protocol)
+    with pytest.raises(PlanError, match="a split Net cannot be pickled"):
+        torch.save(split, io.BytesIO())
