@@ -57,7 +57,7 @@ _HOMES = {
     "Tensor": "autosplit.graph",
     "CostModel": "autosplit.placement",
     "Placement": "autosplit.placement",
-    "Plan": "autosplit.report",  # with it comes what print(plan) shows
+    "Plan": "autosplit.placement",
     "solve": "autosplit.solvers",
     "verify": "autosplit.verification",
 }

@@ -127,7 +127,7 @@ class _Copied:
 
     def __reduce__(self) -> Any:
         raise PlanError(
-            f"a split {self._name} cannot be pickled: save its state_dict() and its plan, split.plan.save('plan.json'); "
+            f"a split {self._name} cannot be pickled: save its state_dict() and its plan as plan.json; "
             f"partition(model, devices, plan='plan.json') splits a new {self._name}, and load_state_dict fills it"
         )
 

@@ -1,6 +1,5 @@
 """The public functions, and the one place that knows the order of the passes."""
 
-import autosplit.report  # noqa: F401  # what print(plan) shows
 from autosplit.api.device_map import from_device_map
 from autosplit.api.public import apply, partition, plan
 from autosplit.api.recosting import recost

@@ -12,7 +12,6 @@ from autosplit.placement.plan import (
     Strategy,
     Transfer,
     fingerprint,
-    set_text,
 )
 from autosplit.placement.prediction import Breakdown, Count, DevicePrediction, Prediction, Timeline, TimeSource
 
@@ -39,5 +38,4 @@ __all__ = [
     "check_placement",
     "check_plan",
     "fingerprint",
-    "set_text",
 ]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import msgspec
 
@@ -132,9 +131,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     graph_fingerprint: str = ""
     optimizer: OptimizerName | None = None
 
-    def __str__(self) -> str:
-        return _Texts.make(self)
-
     @property
     def is_edited(self) -> bool:
         """Whether it comes from a file that is not as it was written: its figures may not be of its placement."""
@@ -235,17 +231,6 @@ class _Stored(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A plan as it is in a file."""
 
     checksum: str = ""
-
-
-class _Texts:
-    """Where ``str`` of a plan comes from: the report sets it, as a table is far above this room."""
-
-    make: ClassVar[Callable[[Plan], str]] = repr
-
-
-def set_text(make: Callable[[Plan], str]) -> None:
-    """Have ``print(plan)`` print what ``make`` returns."""
-    _Texts.make = make
 
 
 def _check_format(found: int) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autosplit.device import Device
 from autosplit.errors import AutosplitError, CapacityError
-from autosplit.placement import DevicePrediction, Plan, Transfer, set_text
+from autosplit.placement import DevicePrediction, Plan, Transfer
 from autosplit.report.ways import WaysTable, ways_document
 from autosplit.report.words import Labels, clean, layer_words, path_of
 from autosplit.units import format_bytes, format_ns
@@ -71,9 +71,6 @@ def text(plan: Plan, width: int = WIDTH) -> str:
     with console.capture() as capture:
         console.print(PlanTable(plan), markup=False)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-
-
-set_text(lambda plan: text(plan).rstrip())  # what print(plan) shows
 
 
 @dataclass(frozen=True)
