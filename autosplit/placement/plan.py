@@ -16,6 +16,7 @@ from autosplit.placement.checks import check_plan
 from autosplit.placement.modules import device_map
 from autosplit.placement.placed import Objective
 from autosplit.placement.prediction import Count, Prediction
+from autosplit.placement.show import shown
 from autosplit.schedule import ScheduleName
 from autosplit.units import format_bytes
 
@@ -145,6 +146,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 runs.append((device, []))
             runs[-1][1].append(node)
         return tuple((device, tuple(nodes)) for device, nodes in runs)
+
+    def __str__(self) -> str:
+        """The plan as the table that ``autosplit plan`` prints."""
+        return shown(self, "text") or repr(self)
+
+    def _repr_html_(self) -> str | None:
+        """The plan as a notebook shows it."""
+        return shown(self, "html")
 
     def to_json(self) -> bytes:
         """The plan as one JSON document, with a checksum that tells whether it was edited.
