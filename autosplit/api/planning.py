@@ -28,8 +28,8 @@ def make_plan(
 
     A CapacityError of it knows the model and can look for ways out.
     """
-    if request.strategy == "split" and len(request.cluster.devices) == 1:
-        raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
+    if request.strategy in ("split", "pipeline", "hybrid") and len(request.cluster.devices) == 1:
+        raise PlanError(f"strategy={request.strategy!r} was asked for one device: pass two or more, or strategy='auto'")
     example = Example.of(args, kwargs, request.cluster)
     trials = Trials(model, frontend.written, request, example)
     if isinstance(request.batch, int):

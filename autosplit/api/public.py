@@ -16,9 +16,18 @@ from torch.export import ExportedProgram
 
 from autosplit.api.batch import check_batch
 from autosplit.api.given import PlanLike, given_plan, refuse_absent, refuse_devices, with_inputs, without_inputs
+from autosplit.api.pipelining import PipelineCaller
 from autosplit.api.planning import make_plan
-from autosplit.api.problem import BatchChoice, ObjectiveChoice, Request, StrategyChoice
+from autosplit.api.problem import (
+    BatchChoice,
+    MicrobatchesChoice,
+    ObjectiveChoice,
+    Request,
+    ScheduleChoice,
+    StrategyChoice,
+)
 from autosplit.api.running import Caller, install_parts
+from autosplit.api.strategy import check_pipeline
 from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
@@ -29,6 +38,7 @@ from autosplit.optimizers import OptimizerLike
 from autosplit.placement import Plan, Rung
 from autosplit.replicate import process_group_is_up, replicate
 from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class
+from autosplit.schedule import ScheduleName
 from autosplit.verification import verify as compare
 
 CaptureChoice = Literal["auto", "graph", "graphs", "opaque", "modules"]
@@ -51,6 +61,8 @@ def plan(
     capture: CaptureChoice = "auto",
     profile: ProfileChoice = "auto",
     batch: BatchChoice = None,
+    microbatches: MicrobatchesChoice = "auto",
+    schedule: ScheduleChoice = "auto",
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving it or running it.
 
@@ -61,7 +73,9 @@ def plan(
         args: positional example inputs; only their shapes and dtypes are read, so meta tensors will do.
         kwargs: keyword example inputs.
         mode: "infer" or "train"; None reads ``model.training``.
-        strategy: "auto" places on one device when it fits, and splits when it does not.
+        strategy: "auto" weighs all by predicted time and memory (``Plan.why``): a copy on each device when one holds
+            the model, unless a pipeline is faster; else a split, in micro-batches when that is faster, and in replicas
+            when devices remain. "single", "replicate", "split", "pipeline" and "hybrid" take just that.
         objective: what a split minimises: "latency" (one request; "auto"), "throughput" or "memory" (least peak).
         optimizer: what training memory is planned for: "sgd", "momentum", "adam", "adamw", "adafactor", "adagrad",
             "rmsprop", an instance, or a function from parameters to one. None in training assumes AdamW and says so.
@@ -73,6 +87,10 @@ def plan(
             own, and keeps the times (README); "auto" measures on accelerators and recalls others; False estimates.
         batch: samples in one call, along dimension 0 of the first tensor and of all of that size. "max" finds the
             largest that fits: it and one more are planned exactly, in some ten to twenty captures.
+        microbatches: a pipeline cuts the batch of a call into so many; "auto" takes the number with the least
+            predicted time. A number is of "auto", "pipeline" and "hybrid" only.
+        schedule: in which order a pipeline runs its passes: "gpipe" or "1f1b". "auto" takes GPipe where its memory
+            fits, else 1F1B.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -89,7 +107,19 @@ def plan(
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture, profile, batch)
+    asked = _Asked(
+        resolve(devices),
+        mode,
+        strategy,
+        objective,
+        optimizer,
+        placement,
+        capture,
+        profile,
+        batch,
+        microbatches,
+        schedule,
+    )
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         raise PlanError(
@@ -132,6 +162,8 @@ def partition(
     capture: CaptureChoice = "auto",
     profile: ProfileChoice = "auto",
     batch: BatchChoice = None,
+    microbatches: MicrobatchesChoice = "auto",
+    schedule: ScheduleChoice = "auto",
     plan: PlanLike | None = None,
     verify: bool = False,
 ) -> nn.Module:
@@ -153,6 +185,8 @@ def partition(
         profile: as in plan.
         capture: as in plan; "graph" also makes a later call that cannot be captured an error.
         batch: as in plan; other batches run too, by the same plan.
+        microbatches: as in plan.
+        schedule: as in plan.
         plan: a plan made before, or the path of its file; its placement is applied exactly, or refused as stale. With
             ``args`` or ``kwargs`` it is costed again for them (memory exactly; ``optimizer`` as given, else as
             planned); what else was asked beside it is not looked at.
@@ -171,7 +205,9 @@ def partition(
     known = None if plan is None else given_plan(plan)
     if known is not None:
         refuse_devices(known, cluster)
-    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch)
+    asked = _Asked(
+        cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
+    )
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify) if known is None else apply_captured(model, known)
     return _partition_now(model, args, kwargs, asked, verify=verify, known=known)
@@ -214,6 +250,8 @@ class _Asked:
     capture: CaptureChoice
     profile: ProfileChoice
     batch: BatchChoice
+    microbatches: MicrobatchesChoice = "auto"
+    schedule: ScheduleChoice = "auto"
 
     def __post_init__(self) -> None:
         if self.batch not in (None, "max"):
@@ -224,9 +262,11 @@ class _Asked:
             ("objective", self.objective, get_args(ObjectiveChoice)),
             ("capture", self.capture, ("auto", *get_args(Rung))),
             ("profile", self.profile, ("auto", True, False)),
+            ("schedule", self.schedule, ("auto", *get_args(ScheduleName))),
         ):
             if value not in known:
                 raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+        check_pipeline(self.strategy, self.microbatches, self.schedule)
 
     def request(self, model: nn.Module) -> Request:
         """The request for the mode that the model is in now."""
@@ -241,6 +281,8 @@ class _Asked:
             None if self.capture == "auto" else self.capture,
             profile=self.profile,
             batch=self.batch,
+            microbatches=self.microbatches,
+            schedule=self.schedule,
         )
 
 
@@ -275,7 +317,8 @@ def apply_captured(
     place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
     lock = threading.RLock()
     install_parts(model, plan, captured, lock)
-    caller = Caller(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
+    make = Caller if plan.pipeline is None else PipelineCaller
+    caller = make(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
     install(model, SplitState(caller, plan))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])

@@ -60,10 +60,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _batch(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
     """A number of samples, or "max"."""
-    if value is None or value == "max":
+    return None if value is None else _count_or(value, "max", "samples")
+
+
+def _microbatches(_: click.Context, __: click.Parameter, value: str) -> int | str:
+    """A number of micro-batches, or "auto"."""
+    return _count_or(value, "auto", "micro-batches")
+
+
+def _count_or(value: str, word: str, what: str) -> int | str:
+    if value == word:
         return value
     if not value.isascii() or not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"{value!r}: expected a number of samples, 1 or more, or max")
+        raise click.BadParameter(f"{value!r}: expected a number of {what}, 1 or more, or {word}")
     return int(value)
 
 
@@ -107,10 +116,25 @@ def autosplit() -> None:
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["auto", "single", "replicate", "split"]),
+    type=click.Choice(["auto", "single", "replicate", "split", "pipeline", "hybrid"]),
     default="auto",
     show_default=True,
-    help="auto splits only a model that does not fit one device.",
+    help="auto weighs all: a copy a device, a split, a pipeline, replicas of these.",
+)
+@click.option(
+    "--microbatches",
+    callback=_microbatches,
+    default="auto",
+    metavar="N|auto",
+    show_default=True,
+    help="Into how many a pipeline cuts the batch of a call.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["auto", "gpipe", "1f1b"]),
+    default="auto",
+    show_default=True,
+    help="In which order a pipeline runs its passes.",
 )
 @click.option(
     "--profile/--no-profile",
@@ -135,6 +159,8 @@ def plan(
     objective: Any,
     optimizer: str | None,
     strategy: Any,
+    microbatches: int | str,
+    schedule: Any,
     profile: bool | None,
     batch: int | str | None,
     out: Path | None,
@@ -149,6 +175,8 @@ def plan(
 
     if optimizer is not None and mode == "infer":
         raise click.UsageError("--optimizer is of training only: add --for train, or leave it out")
+    if strategy in ("single", "replicate", "split") and (microbatches, schedule) != ("auto", "auto"):
+        raise click.UsageError(f"--strategy {strategy} has no pipeline: leave out --microbatches and --schedule")
     specs = parse_inputs(inputs)
     with contextlib.redirect_stdout(sys.stderr):  # whatever the user's code prints: stdout is for the plan
         made = _make_plan(
@@ -159,6 +187,8 @@ def plan(
             objective=objective,
             optimizer=optimizer,
             strategy=strategy,
+            microbatches=microbatches,
+            schedule=schedule,
             profile="auto" if profile is None else profile,
             batch=batch,
         )
@@ -241,8 +271,8 @@ def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
         cluster = resolve(devices)
     except AutosplitError as error:
         raise click.BadParameter(str(error), param_hint="--devices") from error
-    if asked["strategy"] == "split" and len(cluster.devices) == 1:
-        raise click.UsageError(f"--strategy split needs two devices or more; --devices {devices} is one")
+    if asked["strategy"] in ("split", "pipeline", "hybrid") and len(cluster.devices) == 1:
+        raise click.UsageError(f"--strategy {asked['strategy']} needs two devices or more; --devices {devices} is one")
     with output.progress(f"building {model}"):
         module = load_model(model)
     kwargs = bind(module, specs)
@@ -250,8 +280,9 @@ def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
         try:
             return make(module, cluster, kwargs=kwargs, **asked)
         except PlanError as error:
-            if asked["batch"] is not None:
-                raise click.BadParameter(str(error), param_hint="--batch") from error
+            hint = "--batch" if asked["batch"] is not None else "--strategy"
+            if hint == "--batch" or asked["strategy"] in ("pipeline", "hybrid") or asked["microbatches"] != "auto":
+                raise click.BadParameter(str(error), param_hint=hint) from error
             # there is no plan yet that could be stale, and what was asked was checked
             raise AssertionError(f"a plan that contradicts itself: {error}") from error
 

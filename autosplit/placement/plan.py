@@ -12,6 +12,7 @@ from autosplit.choices import Mode, OptimizerName, Rung
 from autosplit.device import Cluster
 from autosplit.errors import DeviceError, PlanError
 from autosplit.files import clean, quoted, read, repeated_key, write
+from autosplit.placement import options as explained
 from autosplit.placement.checks import check_plan
 from autosplit.placement.modules import device_map
 from autosplit.placement.placed import Objective
@@ -65,8 +66,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         strategy: which.
         words: one line for people: of what it is made, or what stands against it.
         devices: how many it uses.
-        step_ns: of one step; None where it is not possible.
+        step_ns: of one step; None where it is not possible, or was not weighed.
         samples: of one step, over all replicas; None where the inputs have no batch.
+        busy_ns: of one step, all its devices together; None where step_ns is.
+        needs_bytes, has_bytes: of the device that is fullest, or short of most; None where that is not known.
+        by: what the options of a plan are compared by: the time of a "step" (latency), or that of a "sample".
     """
 
     strategy: Strategy
@@ -74,6 +78,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     devices: Count
     step_ns: Count | None = None
     samples: Count | None = None
+    busy_ns: Count | None = None
+    needs_bytes: Count | None = None
+    has_bytes: Count | None = None
+    by: Literal["step", "sample"] = "sample"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
@@ -154,6 +162,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def _repr_html_(self) -> str | None:
         """The plan as a notebook shows it."""
         return shown(self, "html")
+
+    def why(self) -> str:
+        """Why this strategy: its reason, then a line for each option that was weighed, the chosen one first."""
+        return explained.why(self)
+
+    def why_not(self, strategy: str) -> str:
+        """Why not another: by which figure it loses, and by what factor, or what stands against it.
+
+        Raises:
+            PlanError: there is no such strategy.
+        """
+        return explained.why_not(self, strategy)
 
     def to_json(self) -> bytes:
         """The plan as one JSON document, with a checksum that tells whether it was edited.
