@@ -21,6 +21,7 @@ from autosplit.files import quoted
 from autosplit.hardware import absent, memory_of
 from autosplit.optimizers import OptimizerLike
 from autosplit.placement import Plan, check_plan
+from autosplit.runtime import unsplit_class
 from autosplit.units import format_bytes
 
 PlanLike = Plan | str | Path
@@ -49,6 +50,29 @@ def given_plan(plan: PlanLike) -> Plan:
         )
     check_plan(plan)
     return plan
+
+
+def hold(
+    model: nn.Module, plan: PlanLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+) -> Plan:
+    """Hold a plan against a model, without moving it: what ``partition(model, devices, plan=plan)`` would apply.
+
+    Args:
+        model: on any device; the meta device will do.
+        plan: a plan, or the path of its file.
+        args: positional inputs of a call; without any inputs only the weights are looked at.
+        kwargs: keyword inputs of it.
+
+    Returns:
+        The plan; costed again where its file was edited, or the inputs are of another size.
+
+    Raises:
+        PlanError, CaptureError, CapacityError: as in ``with_inputs``.
+    """
+    known = given_plan(plan)
+    if args is None and kwargs is None:
+        return without_inputs(known, model)
+    return with_inputs(known, model, Frontend(model, unsplit_class(model)), (args or (), kwargs or {}), None)[0]
 
 
 def without_inputs(plan: Plan, model: nn.Module) -> Plan:

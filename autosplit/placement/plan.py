@@ -201,7 +201,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             data = data.encode() if isinstance(data, str) else data
             found = msgspec.json.decode(data, type=_Format).format
             _check_format(PLAN_FORMAT if found is None else found)
-            stored = msgspec.json.decode(data, type=_Stored)
+            stored = msgspec.json.decode(data, type=StoredPlan)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, DeviceError) as error:
             raise PlanError(f"not a plan: {clean(str(error)[:_MOST_WORDS])}") from error
         if found is None:
@@ -256,8 +256,8 @@ class _Format(msgspec.Struct, frozen=True):
     format: int | None = None
 
 
-class _Stored(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plan as it is in a file."""
+class StoredPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan as it is in a file: ``checksum`` is the sha256 of the plan without it, as one line of JSON."""
 
     checksum: str = ""
 
