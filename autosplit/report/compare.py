@@ -85,10 +85,16 @@ def _fields(before: Plan, after: Plan) -> Iterator[Difference]:
     """Whatever is one value in both."""
     for name in Plan.__struct_fields__:
         one, two = getattr(before, name), getattr(after, name)
-        if name not in _TOLD and one != two:
-            is_cost = name in ("value", "bound")
-            say = (format_bytes if before.objective == after.objective == "memory" else format_ns) if is_cost else _word
-            yield Difference(what=_NAMES.get(name, name.replace("_", " ")), before=say(one), after=say(two))
+        if name in _TOLD or one == two:
+            continue
+        words = [
+            _cost(plan, v) if name in ("value", "bound") else _word(v) for plan, v in ((before, one), (after, two))
+        ]
+        yield Difference(what=_NAMES.get(name, name.replace("_", " ")), before=words[0], after=words[1])
+
+
+def _cost(plan: Plan, value: int) -> str:
+    return format_bytes(value) if plan.objective == "memory" else format_ns(value)
 
 
 def _word(value: object) -> str:
