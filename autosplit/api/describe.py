@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autosplit import estimate
+from autosplit.api.identity import graph_fingerprint, input_forms, weight_forms
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import fitting_alone
 from autosplit.api.timing import Timed
@@ -71,6 +72,10 @@ def describe(problem: Problem, candidate: Candidate, choice: Choice = PLAIN) -> 
         pipeline=choice.pipeline,
         replicas=choice.replicas,
         options=choice.options,
+        inputs=input_forms(problem.program),
+        weight_forms=weight_forms(problem.model),
+        graph_fingerprint=graph_fingerprint(problem.program),
+        optimizer=problem.optimizer_name,
     )
     check_plan(plan, problem.graph)
     return plan
