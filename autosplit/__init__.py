@@ -61,6 +61,8 @@ _HOMES = {
     "verify": "autosplit.verification",
 }
 
+_PLANNERS = ("autosplit.api", "autosplit.placement")  # whatever gives a plan to people
+
 __all__ = [
     "AutosplitError",
     "CapacityError",
@@ -96,6 +98,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'autosplit' has no attribute {name!r}")
+    if home in _PLANNERS:
+        importlib.import_module("autosplit.report")  # tells a plan how to show itself
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

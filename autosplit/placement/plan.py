@@ -15,6 +15,7 @@ from autosplit.placement import options as explained
 from autosplit.placement.checks import check_plan
 from autosplit.placement.placed import Objective
 from autosplit.placement.prediction import Prediction
+from autosplit.placement.show import shown
 from autosplit.schedule import ScheduleName
 from autosplit.units import format_bytes
 
@@ -147,6 +148,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             PlanError: there is no such strategy.
         """
         return explained.why_not(self, strategy)
+
+    def __str__(self) -> str:
+        """The plan as the table that ``autosplit plan`` prints."""
+        return shown(self, "text") or repr(self)
+
+    def _repr_html_(self) -> str | None:
+        """The plan as a notebook shows it."""
+        return shown(self, "html")
 
     def to_json(self) -> bytes:
         """The plan as one JSON document."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autosplit.device import Device
 from autosplit.errors import AutosplitError, CapacityError
-from autosplit.placement import DevicePrediction, Plan, Transfer
+from autosplit.placement import DevicePrediction, Plan, Transfer, show
 from autosplit.report.ways import WaysTable, ways_document
 from autosplit.report.words import Labels, clean, layer_words, path_of
 from autosplit.units import format_bytes, format_ns
@@ -265,3 +265,6 @@ def _figures(plan: Plan) -> Iterator[Text]:
         return
     gap = (plan.value - plan.bound) / plan.value if plan.value else 0.0
     yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
+
+
+show.register("text", text)
