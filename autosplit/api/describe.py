@@ -122,6 +122,7 @@ def _prediction(problem: Problem, candidate: Candidate, figures: Figures | None)
         step_ns=figures.step_ns,
         transfer_ns=figures.transfer_ns,
         time_source=problem.timed.source,
+        spans=estimate.spans(graph, devices, cluster, io_device=problem.io_device),
     )
 
 

@@ -13,7 +13,7 @@ from autosplit.placement.plan import (
     Transfer,
     fingerprint,
 )
-from autosplit.placement.prediction import Breakdown, DevicePrediction, Prediction, Timeline, TimeSource
+from autosplit.placement.prediction import Breakdown, DevicePrediction, Prediction, Span, Timeline, TimeSource
 
 __all__ = [
     "DIRECT",
@@ -29,6 +29,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Rung",
+    "Span",
     "Stage",
     "Strategy",
     "TimeSource",
