@@ -1,0 +1,168 @@
+"""The modules of a plan as a tree, and as few blocks of them as make a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from autosplit.report.words import Labels, Path, path_of
+
+_MOST_BLOCKS = 80  # more cannot be read in one picture
+_DEEPEST = 6  # levels of modules that are looked at before blocks are joined
+_MAIN_SHARE = 0.8  # of a module's nodes: with so many on one device it is drawn there
+
+
+@dataclass
+class Module:
+    """A module: its nodes by device, its submodules, and the operators of its own forward.
+
+    Attributes:
+        path: its name as components.
+        at: the position in program order of the first of its nodes.
+        nodes: how many of its nodes (submodules' too) each device has.
+        own: (operator, device, position) of its own nodes.
+        number: its place in the tree, parents before children.
+    """
+
+    path: Path
+    at: int
+    children: dict[str, Module] = field(default_factory=dict)
+    nodes: Counter[str] = field(default_factory=Counter)
+    own: list[tuple[str, str, int]] = field(default_factory=list)
+    number: int = 0
+
+    @property
+    def main(self) -> str | None:
+        """The device that has nearly all of its nodes; None where no device has."""
+        device, count = self.nodes.most_common(1)[0]
+        return device if count >= _MAIN_SHARE * self.nodes.total() else None
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it only holds numbered modules."""
+        return bool(self.children) and not self.own and all(map(str.isdecimal, self.children))
+
+
+@dataclass
+class Block:
+    """Modules that are drawn as one, on one device.
+
+    Attributes:
+        label: in words: "layers 0-14".
+        device: where (nearly) all of its nodes are.
+        count: of the nodes that are there.
+        at: the position in program order of the first of them.
+        modules: by their numbers; together they are the block. ``is_part``: the block has only those of the one
+            module's nodes that are on the device. None at all: single operators of modules that are drawn elsewhere.
+    """
+
+    label: str
+    device: str
+    count: int
+    at: int
+    modules: tuple[int, ...] = ()
+    is_part: bool = False
+
+
+def module_tree(placement: Mapping[str, str]) -> Module:
+    """The modules that node names span; a node name is "MODULE.PATH/OPERATOR". O(nodes * depth)."""
+    root = Module((), 0)
+    for at, (node, device) in enumerate(placement.items()):
+        module = root
+        module.nodes[device] += 1
+        for component in path_of(node):
+            if component not in module.children:
+                module.children[component] = Module((*module.path, component), at)
+            module = module.children[component]
+            module.nodes[device] += 1
+        module.own.append((node.rpartition("/")[2], device, at))
+    _number(root, 0)
+    return root
+
+
+def blocks(root: Module, placement: Mapping[str, str]) -> list[Block]:
+    """At most some 80 blocks that have every node of the plan, ordered by their first one.
+
+    A module is a block where nearly all of it is on one device; numbered neighbours on one device are one block. What
+    is cut deeper than the picture can show is a block for each device.
+    """
+    if not placement:
+        return []
+    labels = Labels(placement)
+    found: list[Block] = []
+    for depth in range(_DEEPEST, -1, -1):
+        found = []
+        _visit(root, depth, labels, found)
+        if len(found) <= _MOST_BLOCKS:
+            break
+    return sorted(found + _strays(root, found), key=lambda block: block.at)
+
+
+def _number(module: Module, number: int) -> int:
+    module.number = number
+    for child in module.children.values():
+        number = _number(child, number + 1)
+    return number
+
+
+def _visit(module: Module, depth: int, labels: Labels, found: list[Block]) -> None:
+    main = module.main
+    is_leaf = not module.children
+    if main is not None and (is_leaf or (module.path and not module.is_list)):
+        found.append(Block(_label(module, labels), main, module.nodes[main], module.at, (module.number,)))
+        return
+    if depth == 0 or is_leaf:
+        label = _label(module, labels)
+        for device, count in module.nodes.items():
+            found.append(Block(f"part of {label}", device, count, _first(module, device), (module.number,), True))
+        return
+    before: Block | None = None
+    for child in module.children.values():
+        _visit(child, depth - 1, labels, found)
+        if before is not None and module.is_list and _joins(before, found[-1], module, child):
+            found[-2:] = [_joined(before, found[-1], module, labels)]
+        before = found[-1]
+    for device in dict.fromkeys(device for _, device, _ in module.own):
+        mine = [at for _, name, at in module.own if name == device]
+        found.append(Block(f"{_ops(len(mine))} of {_label(module, labels)}", device, len(mine), mine[0]))
+
+
+def _joins(before: Block, last: Block, parent: Module, child: Module) -> bool:
+    """Whether the block of ``child`` goes on where that of the child before it, or a run of them, ends."""
+    whole = last.modules == (child.number,) and not last.is_part and not before.is_part
+    siblings = {child.number for child in parent.children.values()}
+    return whole and before.device == last.device and before.modules[-1:] != () and before.modules[-1] in siblings
+
+
+def _joined(before: Block, last: Block, parent: Module, labels: Labels) -> Block:
+    names = {child.number: child.path[-1] for child in parent.children.values()}
+    label = f"{labels.of(parent.path) or 'modules'} {names[before.modules[0]]}-{names[last.modules[-1]]}"
+    return Block(label, before.device, before.count + last.count, before.at, before.modules + last.modules)
+
+
+def _label(module: Module, labels: Labels) -> str:
+    return labels.of(module.path) or "the model"
+
+
+def _ops(count: int) -> str:
+    return f"{count} op{'s' if count > 1 else ''}"
+
+
+def _first(module: Module, device: str) -> int:
+    """Position of the module's first node on the device."""
+    own = [at for _, name, at in module.own if name == device][:1]
+    return min(own + [_first(child, device) for child in module.children.values() if child.nodes[device]])
+
+
+def _strays(root: Module, found: list[Block]) -> list[Block]:
+    """For each device what it has of modules that are drawn on another."""
+    drawn: Counter[str] = Counter()
+    for block in found:
+        drawn[block.device] += block.count
+    missing = {device: count - drawn[device] for device, count in root.nodes.items()}
+    return [
+        Block(f"{_ops(count)} of others' modules", device, count, _first(root, device))
+        for device, count in missing.items()
+        if count
+    ]
