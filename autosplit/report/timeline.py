@@ -32,7 +32,7 @@ def planned(plan: Plan) -> Schedule:
 def one_at_a_time(plan: Plan) -> Schedule:
     """The same passes and copies laid end to end: a split without micro-batches, no device beside another.
 
-    The passes of all micro-batches of a stage become one, so a copy between two stages does, too. Stages go forward in
+    The passes of all micro-batches of a stage become one of no micro-batch (-1), and so do copies between two stages. Stages go forward in
     their order, and backward in the reverse. O(spans log spans).
     """
     spans = plan.prediction.spans
@@ -52,6 +52,6 @@ def _end_to_end(spans: Sequence[Span]) -> list[Span]:
         if last is not None and (last.device, last.to, last.kind) == (span.device, span.to, span.kind):
             laid[-1] = msgspec.structs.replace(last, end_ns=end_ns)
         else:
-            laid.append(msgspec.structs.replace(span, start_ns=clock_ns, end_ns=end_ns, microbatch=0))
+            laid.append(msgspec.structs.replace(span, start_ns=clock_ns, end_ns=end_ns, microbatch=-1))
         clock_ns = end_ns
     return laid

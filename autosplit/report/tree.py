@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from autosplit.placement import Plan
 from autosplit.report.words import Labels, Path, path_of
 
 _MOST_BLOCKS = 80  # more cannot be read in one picture
 _DEEPEST = 6  # levels of modules that are looked at before blocks are joined
+_LEAST_SHARE = 0.05  # of the nodes of a module that is cut: with fewer a device has no block of it
 _MAIN_SHARE = 0.8  # of a module's nodes: with so many on one device it is drawn there
 
 
@@ -54,7 +56,7 @@ class Block:
         count: of the nodes that are there.
         at: the position in program order of the first of them.
         modules: by their numbers; together they are the block. ``is_part``: the block has only those of the one
-            module's nodes that are on the device. None at all: single operators of modules that are drawn elsewhere.
+            module's nodes that are on the device. None at all: single operators, of modules that hold others or that are drawn on another device.
     """
 
     label: str
@@ -82,10 +84,12 @@ def module_tree(placement: Mapping[str, str]) -> Module:
 
 
 def blocks(root: Module, placement: Mapping[str, str]) -> list[Block]:
-    """At most some 80 blocks that have every node of the plan, ordered by their first one.
+    """At most some 80 blocks, ordered by their first node; together they have nearly every node of the plan.
 
-    A module is a block where nearly all of it is on one device; numbered neighbours on one device are one block. What
-    is cut deeper than the picture can show is a block for each device.
+    A module is a block where nearly all of it is on one device; numbered neighbours on one device are one block. A
+    numbered module that is cut, and what is cut deeper than the picture can show, is a block for each device. Single
+    operators, of a module that holds others or that is nearly whole elsewhere, are a block only where a
+    device has no other.
     """
     if not placement:
         return []
@@ -97,6 +101,23 @@ def blocks(root: Module, placement: Mapping[str, str]) -> list[Block]:
         if len(found) <= _MOST_BLOCKS:
             break
     return sorted(found + _strays(root, found), key=lambda block: block.at)
+
+
+def made_at(plan: Plan) -> Callable[[str], int]:
+    """A function from a tensor's name to the position of the node that makes it: by name, else the first of its module.
+
+    An input, which no node makes, is at 0. O(nodes), then O(1).
+    """
+    position = {node: at for at, node in enumerate(plan.placement)}
+    first_of: dict[str, int] = {}
+    for node, at in position.items():
+        first_of.setdefault(node.rpartition("/")[0], at)
+
+    def find(tensor: str) -> int:
+        node = tensor.partition("@")[0].partition("!")[0]
+        return position.get(node, first_of.get(tensor.rpartition("/")[0], 0))
+
+    return find
 
 
 def _number(module: Module, number: int) -> int:
@@ -112,10 +133,12 @@ def _visit(module: Module, depth: int, labels: Labels, found: list[Block]) -> No
     if main is not None and (is_leaf or (module.path and not module.is_list)):
         found.append(Block(_label(module, labels), main, module.nodes[main], module.at, (module.number,)))
         return
-    if depth == 0 or is_leaf:
+    if depth == 0 or is_leaf or (module.path and module.path[-1].isdecimal()):
         label = _label(module, labels)
+        least = min(_LEAST_SHARE * module.nodes.total(), max(module.nodes.values()))
         for device, count in module.nodes.items():
-            found.append(Block(f"part of {label}", device, count, _first(module, device), (module.number,), True))
+            if count >= least:
+                found.append(Block(f"{label}, part", device, count, _first(module, device), (module.number,), True))
         return
     before: Block | None = None
     for child in module.children.values():
@@ -123,9 +146,6 @@ def _visit(module: Module, depth: int, labels: Labels, found: list[Block]) -> No
         if before is not None and module.is_list and _joins(before, found[-1], module, child):
             found[-2:] = [_joined(before, found[-1], module, labels)]
         before = found[-1]
-    for device in dict.fromkeys(device for _, device, _ in module.own):
-        mine = [at for _, name, at in module.own if name == device]
-        found.append(Block(f"{_ops(len(mine))} of {_label(module, labels)}", device, len(mine), mine[0]))
 
 
 def _joins(before: Block, last: Block, parent: Module, child: Module) -> bool:
@@ -145,10 +165,6 @@ def _label(module: Module, labels: Labels) -> str:
     return labels.of(module.path) or "the model"
 
 
-def _ops(count: int) -> str:
-    return f"{count} op{'s' if count > 1 else ''}"
-
-
 def _first(module: Module, device: str) -> int:
     """Position of the module's first node on the device."""
     own = [at for _, name, at in module.own if name == device][:1]
@@ -156,13 +172,10 @@ def _first(module: Module, device: str) -> int:
 
 
 def _strays(root: Module, found: list[Block]) -> list[Block]:
-    """For each device what it has of modules that are drawn on another."""
-    drawn: Counter[str] = Counter()
-    for block in found:
-        drawn[block.device] += block.count
-    missing = {device: count - drawn[device] for device, count in root.nodes.items()}
+    """For each device without a block, its operators."""
+    drawn = {block.device for block in found}
     return [
-        Block(f"{_ops(count)} of others' modules", device, count, _first(root, device))
-        for device, count in missing.items()
-        if count
+        Block(f"{count} single op{'s' if count > 1 else ''}", device, count, _first(root, device))
+        for device, count in root.nodes.items()
+        if device not in drawn
     ]

@@ -38,15 +38,19 @@ def page(plan: Plan) -> str:
             "form-action 'none'",
         ]
     )
-    return _environment().get_template("page.html").render(
-        policy=policy,
-        style=Markup(style),
-        library=Markup(library),
-        script=Markup(ours),
-        data=Markup(script_json(numbers(plan))),
-        most_rows=MOST_ROWS,
-        glyphs="●■▲◆▼★",
-        **words(plan),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            policy=policy,
+            style=Markup(style),
+            library=Markup(library),
+            script=Markup(ours),
+            data=Markup(script_json(numbers(plan))),
+            most_rows=MOST_ROWS,
+            glyphs="●■▲◆▼★",
+            **words(plan),
+        )
     )
 
 

@@ -33,7 +33,7 @@ function byteAxis(most) {
   const rough = most / scale / 6;
   const ten = 10 ** Math.floor(Math.log10(Math.max(rough, 1e-9)));
   const nice = [1, 2, 5, 10].map((factor) => factor * ten).find((found) => found >= rough);
-  return { scale, interval: nice, name: unit, label: (value) => String(+value.toFixed(3)) };
+  return { scale, interval: nice, label: (value) => `${+value.toFixed(3)} ${unit}` };
 }
 
 /** A stripe of two shades at 0, 45 or 90 degrees, as a fill for a canvas. */
@@ -76,6 +76,7 @@ const axisStyle = () => ({
   nameTextStyle: { color: shade("soft") },
   splitLine: { lineStyle: { color: shade("line") } },
 });
+const laneWidth = () => Math.min(118, 30 + 7.2 * Math.max(...[...plan.devices.keys(), HOST].map((device) => deviceName(device).length)));
 const deviceAxis = (names) => ({
   type: "category",
   inverse: true,
@@ -92,9 +93,9 @@ function chart(id, height, draw) {
   element.style.height = `${height}px`;
   const made = echarts.init(element, null, { renderer: "canvas" });
   const redraw = () => {
-    const option = draw(made);
+    const { marks, ...option } = draw(made);
     made.setOption({ ...base(), ...option }, { notMerge: true });
-    element.dataset.marks = String(option.series.reduce((sum, series) => sum + series.data.length, 0));
+    element.dataset.marks = String(marks ?? option.series.reduce((sum, series) => sum + series.data.length, 0));
   };
   charts.push({ made, redraw });
   redraw();

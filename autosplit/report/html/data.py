@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from autosplit.device import HOST, Device
 from autosplit.placement import DevicePrediction, Plan, Transfer
 from autosplit.report.timeline import Schedule, one_at_a_time, planned
-from autosplit.report.tree import Block, Module, blocks, module_tree
+from autosplit.report.tree import Block, Module, blocks, made_at, module_tree
 from autosplit.report.words import Labels, clean, path_of
 from autosplit.units import format_bytes, format_ns
 
@@ -37,6 +38,7 @@ def words(plan: Plan) -> dict[str, Any]:
         "assumptions": [clean(line) for line in plan.assumptions],
         "step": format_ns(prediction.step_ns),
         "serial": format_ns(one_at_a_time(plan).total_ns),
+        "is_pipeline": plan.pipeline is not None,
         "has_schedule": bool(prediction.spans),
         "has_timeline": any(device.timeline.positions for device in prediction.devices.values()),
         "memory_source": prediction.memory_source,
@@ -135,6 +137,7 @@ def _device_rows(plan: Plan) -> list[dict[str, Any]]:
                 "reserved": format_bytes(used.reserved_bytes),
                 "capacity": format_bytes(device.memory_bytes),
                 "share": f"{used.reserved_bytes / device.memory_bytes:.0%}" if device.memory_bytes else "-",
+                "percent": round(100 * used.reserved_bytes / max(1, device.memory_bytes)),
                 "busy": f"{used.busy_ns / step_ns:.0%}" if step_ns else "-",
                 "parts": [format_bytes(used.breakdown.parts[part]) for part in _parts_in_use(plan)],
                 "runs": runs.get(device.name, idle),
@@ -148,13 +151,14 @@ def _runs(plan: Plan) -> dict[str, str]:
     found: dict[str, list[Block]] = {}
     for block in blocks(module_tree(plan.placement), plan.placement):
         found.setdefault(block.device, []).append(block)
+    counts = Counter(plan.placement.values())
     said = {}
     for device, mine in found.items():
-        whole = [block.label for block in mine if block.modules]
-        rest = sum(block.count for block in mine if not block.modules)
-        if len(whole) > _MOST_LABELS:
-            whole[_MOST_LABELS - 1 :] = [f"{len(whole) - _MOST_LABELS + 1} more"]
-        said[device] = ", ".join(whole + ([f"{rest} single operator{'s' if rest > 1 else ''}"] if rest else []))
+        labels = [block.label for block in mine]
+        if len(labels) > _MOST_LABELS:
+            labels[_MOST_LABELS - 1 :] = [f"{len(labels) - _MOST_LABELS + 1} more"]
+        single = counts[device] - sum(block.count for block in mine)
+        said[device] = ", ".join(labels + ([f"{single} single operator{'s' if single > 1 else ''}"] if single else []))
     return said
 
 
@@ -235,6 +239,7 @@ def _graph(plan: Plan) -> dict[str, Any]:
         "blocks": [_block(block, place) for block in found],
         "copies": _copy_nodes(plan, largest),
         "nodes": len(plan.placement),
+        "single": len(plan.placement) - sum(block.count for block in found),
         "copies_left_out": len(plan.transfers) - len(largest),
     }
 
@@ -264,18 +269,12 @@ def _branch(module: Module, place: dict[str, int]) -> list[Any]:
 def _copy_nodes(plan: Plan, transfers: Sequence[Transfer]) -> list[dict[str, Any]]:
     """One for each transfer: its ends, where in the program it was made, its name, size and time."""
     place, labels = _places(plan), Labels(plan.placement)
-    position = {node: at for at, node in enumerate(plan.placement)}
-    first_of: dict[str, int] = {}
-    for node, at in position.items():
-        first_of.setdefault(node.rpartition("/")[0], at)
+    find = made_at(plan)
     return [
         {
             "src": place[transfer.src],
             "dst": place[transfer.dst],
-            "at": position.get(
-                transfer.tensor.partition("@")[0].partition("!")[0],
-                first_of.get(transfer.tensor.rpartition("/")[0], 0),
-            ),
+            "at": find(transfer.tensor),
             "label": _tensor_words(transfer, labels),
             "size_bytes": transfer.size_bytes,
             "time_ns": plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes),

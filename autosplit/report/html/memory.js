@@ -20,9 +20,9 @@ function drawMemory() {
     aria: { enabled: true, label: { enabled: false }, decal: { show: true } },
     tooltip: { ...tooltip(), trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => sayBytes(value * axis.scale) },
     legend: { top: 0, left: 0, textStyle: { color: shade("soft") }, itemWidth: 20 },
-    grid: { left: 4, right: 40, top: 34, bottom: 4, containLabel: true },
-    xAxis: { type: "value", max: most / axis.scale, interval: axis.interval, name: axis.name, ...axisStyle(),
-      nameLocation: "end", nameGap: 4, axisLabel: { color: shade("soft"), formatter: axis.label, showMaxLabel: false } },
+    grid: { left: 4, right: 24, top: 34, bottom: 4, containLabel: true },
+    xAxis: { type: "value", max: most / axis.scale, interval: axis.interval, ...axisStyle(),
+      axisLabel: { color: shade("soft"), formatter: axis.label, showMaxLabel: false } },
     yAxis: deviceAxis(plan.devices.map((_, device) => lane(device))),
     series,
   };
@@ -44,14 +44,14 @@ function drawTimeline() {
       [end, device.allocated_bytes[device.allocated_bytes.length - 1] / axis.scale]],
     markLine: i ? undefined : { silent: true, symbol: "none", data: phases,
       lineStyle: { color: shade("soft"), type: "solid", width: 1 },
-      label: { color: shade("soft"), position: "insideEndTop", rotate: 0, distance: [4, 4], align: "left" } },
+      label: { color: shade("soft"), position: "end", rotate: 0, distance: 4, align: "left" } },
   }));
   return {
     tooltip: { ...tooltip(), trigger: "axis", valueFormatter: (value) => sayBytes(value * axis.scale) },
     legend: { top: 0, left: 0, textStyle: { color: shade("soft") }, itemWidth: 34, type: "scroll" },
-    grid: { left: 4, right: 24, top: 40, bottom: 26, containLabel: true },
-    xAxis: { type: "value", min: 0, max: end, name: "operators run", nameLocation: "middle", nameGap: 26, ...axisStyle() },
-    yAxis: { type: "value", name: axis.name, nameGap: 10, ...axisStyle() },
+    grid: { left: 4, right: 24, top: 52, bottom: 26, containLabel: true },
+    xAxis: { type: "value", min: 0, max: end, name: "operators run", nameLocation: "middle", nameGap: 26, ...axisStyle(), axisLabel: { color: shade("soft"), showMaxLabel: false } },
+    yAxis: { type: "value", interval: axis.interval, ...axisStyle(), axisLabel: { color: shade("soft"), formatter: axis.label } },
     series,
   };
 }
