@@ -14,6 +14,7 @@ import click
 from autosplit import __version__
 from autosplit.cli import output
 from autosplit.cli.failures import BUG, report
+from autosplit.cli.pictures import draw, pictures
 from autosplit.errors import AutosplitError, PlanError
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def autosplit() -> None:
     help="Samples in one call, in place of the inputs'; max: as many as fit.",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
+@pictures
 @_json
 @_debug
 def plan(
@@ -165,6 +167,7 @@ def plan(
     batch: int | str | None,
     out: Path | None,
     as_json: bool,
+    **drawn: Path | None,
 ) -> None:
     """Decide what of MODEL runs where. Nothing is moved, no weight is read.
 
@@ -194,18 +197,21 @@ def plan(
         )
     if out is not None:
         _save(made, out)
+    draw(made, **drawn)
     _show(made, as_json)
 
 
 @autosplit.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@pictures
 @_json
 @_debug
-def show(file: str, as_json: bool) -> None:
+def show(file: str, as_json: bool, **drawn: Path | None) -> None:
     """Print the plan in FILE, as ``plan --out`` or ``plan --json`` wrote it ("-" is stdin)."""
     from autosplit.placement import MAX_PLAN_BYTES, Plan
 
     stored = Plan.from_json(sys.stdin.buffer.read(MAX_PLAN_BYTES + 1)) if file == "-" else Plan.load(file)
+    draw(stored, **drawn)
     _show(stored, as_json)
 
 

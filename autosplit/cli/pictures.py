@@ -26,7 +26,9 @@ def pictures(command: _Command) -> _Command:
     return command
 
 
-def draw(plan: Plan, *, html: Path | None, trace: Path | None, model_explorer: Path | None) -> None:
+def draw(
+    plan: Plan, *, html: Path | None = None, trace: Path | None = None, model_explorer: Path | None = None
+) -> None:
     """Write the pictures that were asked for, and say so on stderr.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autosplit.device import HOST
 from autosplit.estimate.makespan import Clocks, play
+from autosplit.estimate.pipeline import Timed
 from autosplit.placement import Span
 
 if TYPE_CHECKING:
@@ -82,6 +83,40 @@ def record(judge: Judge, labels: Sequence[int]) -> tuple[Span, ...]:
         )
         for work, start, end in sorted(found, key=lambda span: (span[1], span[2], span[0]))
     )
+
+
+def of_pipeline(timed: Timed, devices: Sequence[str]) -> tuple[Span, ...]:
+    """A step of a pipeline as spans, ordered by start.
+
+    Args:
+        timed: the step.
+        devices: of the stages, in order.
+    """
+    passes = [
+        Span(
+            device=devices[p.stage],
+            kind="forward" if p.kind == "F" else "backward",
+            start_ns=p.start_ns,
+            end_ns=p.end_ns,
+            stage=p.stage,
+            microbatch=p.microbatch,
+        )
+        for p in timed.passes
+    ]
+    copies = [
+        Span(
+            device=devices[hop.src],
+            kind="send" if hop.kind == "F" else "return",
+            start_ns=hop.start_ns,
+            end_ns=hop.end_ns,
+            to=devices[hop.dst],
+            stage=hop.src,
+            microbatch=hop.microbatch,
+        )
+        for hop in timed.hops
+        if hop.end_ns > hop.start_ns
+    ]
+    return tuple(sorted(passes + copies, key=lambda span: (span.start_ns, span.end_ns)))
 
 
 def _joined(found: Sequence[tuple[_Work, int, int]], gap_ns: int) -> list[tuple[_Work, int, int]]:

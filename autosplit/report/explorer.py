@@ -1,7 +1,7 @@
 """Explorer: a plan as a graph for Model Explorer (google-ai-edge/model-explorer), which opens and folds its modules.
 
-Format: a GraphCollection as its ``graph_builder.py`` has it (version 0.1.34): ``{"label", "graphs": [{"id", "nodes"}]}``,
-a node with id, label, namespace, attrs and incomingEdges. It is a picture of the plan, not of the model's data flow: a
+Format: a GraphCollection as its ``graph_builder.py`` (version 0.1.34) has it: ``{"label", "graphs": [{"id", "nodes"}]}``, a
+node with id, label, namespace, attrs and incomingEdges. It is a picture of the plan, not of the model's data flow: a
 plan file holds which node runs where and what is copied, not who reads what. So edges lead from each node to the next
 that its device runs, and through a node of its own for each copy, from where the tensor is made to the next node of the
 device that receives it.
@@ -49,8 +49,8 @@ class _Ends:
             self.on.setdefault(device, []).append(at)
 
     def made_at(self, transfer: Transfer) -> int:
-        """The position of the node that makes the tensor; 0 for an input."""
-        return self._made_at(transfer.tensor)
+        """The position of the node that makes the tensor; -1 for what arrives from the host."""
+        return -1 if transfer.src == HOST else self._made_at(transfer.tensor)
 
     def next_on(self, device: str, at: int) -> int | None:
         """The device's first node after the position, or its first of all."""

@@ -28,7 +28,11 @@ _FRAGMENT = """\
 </tr>
 {% endfor %}
 </tbody></table>
-<div>{% for title, figure, meaning in cards %}{{ title }} <b>{{ figure }}</b> ({{ meaning }}){{ "; " if not loop.last }}{% endfor %}</div>
+<div>
+{% for title, figure, meaning in cards %}
+{{ title }} <b>{{ figure }}</b> ({{ meaning }}){{ "; " if not loop.last }}
+{% endfor %}
+</div>
 {% if assumptions %}
 <details><summary>assumes</summary><ul>{% for line in assumptions %}<li>{{ line }}</li>{% endfor %}</ul></details>
 {% endif %}

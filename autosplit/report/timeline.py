@@ -32,8 +32,8 @@ def planned(plan: Plan) -> Schedule:
 def one_at_a_time(plan: Plan) -> Schedule:
     """The same passes and copies laid end to end: a split without micro-batches, no device beside another.
 
-    The passes of all micro-batches of a stage become one of no micro-batch (-1), and so do copies between two stages. Stages go forward in
-    their order, and backward in the reverse. O(spans log spans).
+    The passes of all micro-batches of a stage become one of no micro-batch (-1), and so do copies between two stages.
+    Stages go forward in their order, and backward in the reverse. O(spans log spans).
     """
     spans = plan.prediction.spans
     if plan.pipeline is not None:

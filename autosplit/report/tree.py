@@ -55,8 +55,9 @@ class Block:
         device: where (nearly) all of its nodes are.
         count: of the nodes that are there.
         at: the position in program order of the first of them.
-        modules: by their numbers; together they are the block. ``is_part``: the block has only those of the one
-            module's nodes that are on the device. None at all: single operators, of modules that hold others or that are drawn on another device.
+        modules: by their numbers; together they are the block. None at all: single operators, of modules that hold
+            others or that are drawn on another device.
+        is_part: the block has only those nodes of its one module that are on the device.
     """
 
     label: str

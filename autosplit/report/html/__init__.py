@@ -55,10 +55,10 @@ def page(plan: Plan) -> str:
 
 
 def script_json(value: Any) -> str:
-    """``value`` as JSON that cannot end the script element it stands in, nor a line of JavaScript.
+    r"""``value`` as JSON that cannot end the script element it stands in, nor a line of JavaScript.
 
     >>> script_json({"a": "</script>"})
-    '{"a":"\\\\u003c/script\\\\u003e"}'
+    '{"a":"\\u003c/script\\u003e"}'
     """
     text = msgspec.json.encode(value).decode()
     for character in "<>&\u2028\u2029":
