@@ -1,6 +1,6 @@
 """Explorer: a plan as a graph for Model Explorer (google-ai-edge/model-explorer), which opens and folds its modules.
 
-Format: a GraphCollection as its ``graph_builder.py`` (version 0.1.34) has it: ``{"label", "graphs": [{"id", "nodes"}]}``, a
+Format: a GraphCollection, as its ``graph_builder.py`` (0.1.34) has it: ``{"label", "graphs": [{"id", "nodes"}]}``, a
 node with id, label, namespace, attrs and incomingEdges. It is a picture of the plan, not of the model's data flow: a
 plan file holds which node runs where and what is copied, not who reads what. So edges lead from each node to the next
 that its device runs, and through a node of its own for each copy, from where the tensor is made to the next node of the

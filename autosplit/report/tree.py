@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from autosplit.placement import Plan
 from autosplit.report.words import Labels, Path, path_of
@@ -141,25 +142,36 @@ def _visit(module: Module, depth: int, labels: Labels, found: list[Block]) -> No
             if count >= least:
                 found.append(Block(f"{label}, part", device, count, _first(module, device), (module.number,), True))
         return
-    before: Block | None = None
-    for child in module.children.values():
-        _visit(child, depth - 1, labels, found)
-        if before is not None and module.is_list and _joins(before, found[-1], module, child):
-            found[-2:] = [_joined(before, found[-1], module, labels)]
-        before = found[-1]
+    parts: list[tuple[str, list[Block]]] = []
+    for name, child in module.children.items():
+        mine: list[Block] = []
+        _visit(child, depth - 1, labels, mine)
+        parts.append((name, mine))
+    if module.is_list:
+        found += _in_runs(parts, labels.of(module.path) or "modules")
+    else:
+        found += [block for _, mine in parts for block in mine]
 
 
-def _joins(before: Block, last: Block, parent: Module, child: Module) -> bool:
-    """Whether the block of ``child`` goes on where that of the child before it, or a run of them, ends."""
-    whole = last.modules == (child.number,) and not last.is_part and not before.is_part
-    siblings = {child.number for child in parent.children.values()}
-    return whole and before.device == last.device and before.modules[-1:] != () and before.modules[-1] in siblings
+def _in_runs(parts: list[tuple[str, list[Block]]], label: str) -> list[Block]:
+    """The blocks of numbered modules, neighbours that are whole and on one device as one: "layers 0-14"."""
 
+    def place(part: tuple[str, list[Block]]) -> str | None:
+        mine = part[1]
+        whole = len(mine) == 1 and len(mine[0].modules) == 1 and not mine[0].is_part
+        return mine[0].device if whole else None
 
-def _joined(before: Block, last: Block, parent: Module, labels: Labels) -> Block:
-    names = {child.number: child.path[-1] for child in parent.children.values()}
-    label = f"{labels.of(parent.path) or 'modules'} {names[before.modules[0]]}-{names[last.modules[-1]]}"
-    return Block(label, before.device, before.count + last.count, before.at, before.modules + last.modules)
+    found: list[Block] = []
+    for device, group in groupby(parts, place):
+        members = list(group)
+        run = [block for _, mine in members for block in mine]
+        if device is None or len(run) == 1:
+            found += run
+            continue
+        numbers = tuple(number for block in run for number in block.modules)
+        words = f"{label} {members[0][0]}-{members[-1][0]}"
+        found.append(Block(words, device, sum(block.count for block in run), run[0].at, numbers))
+    return found
 
 
 def _label(module: Module, labels: Labels) -> str:

@@ -41,7 +41,7 @@ function inside(block) {
   return [...module.children.map(blockOf), ...blocksOf(module.own, module.name)];
 }
 
-function open(block) {
+function openBlock(block) {
   const parts = inside(block);
   if (!parts.length) return;
   const same = (other) => other === block || (block.part && other.part && other.modules[0] === block.modules[0]);

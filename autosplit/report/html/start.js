@@ -30,7 +30,7 @@ const graphChart = echarts.getInstanceByDom(document.getElementById("graph"));
 const redrawGraph = charts.find(({ made }) => made === graphChart).redraw;
 graphChart.on("click", ({ seriesIndex, data }) => {
   if (seriesIndex !== 2) return;
-  open(visible[data[3]]);
+  openBlock(visible[data[3]]);
   redrawGraph();
 });
 const collapse = document.getElementById("collapse");
