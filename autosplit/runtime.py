@@ -122,6 +122,7 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     members["stage_modules"] = property(_stage_modules)
     members |= {"named_parameters": _here(cls.named_parameters), "named_buffers": _here(cls.named_buffers)}
     members["__qualname__"] = cls.__qualname__
+    members["__reduce_ex__"] = lambda self, protocol: _reduced(cls, self, protocol)
     own = getattr(cls, "device", None)
     if isinstance(own, property):
         members["device"] = property(lambda self: _device(self, own))
@@ -139,6 +140,28 @@ def _here(written: Any) -> Any:
                 yield name, tensor
 
     return named
+
+
+class _Copied:
+    """Makes a copy of a split module for copy.deepcopy; pickle stops here."""
+
+    def __init__(self, make: Callable[..., Any], name: str) -> None:
+        self._make, self._name = make, name
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    def __reduce__(self) -> Any:
+        raise PlanError(
+            f"a split {self._name} cannot be pickled: save its state_dict() and its plan as plan.json; "
+            f"partition(model, devices, plan='plan.json') splits a new {self._name}, and load_state_dict fills it"
+        )
+
+
+def _reduced(cls: type[nn.Module], model: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """What copy and pickle take ``model`` apart into, as its class as the user wrote it does."""
+    parts: Any = cls.__reduce_ex__(model, protocol)
+    return _Copied(parts[0], cls.__name__), *parts[1:]
 
 
 def _plan(model: nn.Module) -> Plan:

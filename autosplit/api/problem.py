@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from autosplit import estimate
 from autosplit.api.timing import ProfileChoice, Timed, find_times
 from autosplit.capture import Captured
+from autosplit.choices import OptimizerName
 from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.emit import Assignment, assign, check_split, rewrite
@@ -84,6 +85,14 @@ class Problem:
     def objective(self) -> Objective:
         """What to minimise."""
         return "latency" if self.request.objective == "auto" else self.request.objective
+
+    @property
+    def optimizer_name(self) -> OptimizerName | None:
+        """The name of that optimizer; None for an object, and in inference."""
+        asked = "adamw" if self.request.optimizer is None else self.request.optimizer
+        if self.request.mode == "infer" or not isinstance(asked, str):
+            return None
+        return next((name for name in get_args(OptimizerName) if name == asked.lower()), None)
 
     @cached_property
     def factory(self) -> OptimizerFactory | None:

@@ -34,7 +34,7 @@ from autosplit.program.names import (
 from autosplit.program.reads import Value, read_values
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import closed_on_error, functorch_regions
-from autosplit.program.sums import GradientSums
+from autosplit.program.sums import GradientSums, following, goes_back
 
 __all__ = [
     "RECORDED",
@@ -50,6 +50,8 @@ __all__ = [
     "Value",
     "call_on_fakes",
     "closed_on_error",
+    "following",
+    "goes_back",
     "is_checkpoint",
     "is_control",
     "is_move",

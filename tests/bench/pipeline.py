@@ -156,7 +156,9 @@ def main() -> None:
     m, p = asked.microbatches, RANKS
     ideal = m / (m + p - 1)
     print(f"steps a second; {p} processes of one thread, {m} micro-batches, ideal {ideal:.3f} of the ceiling")
-    print(f"{'model':12} {'one':>7} {'ceiling':>8} {'ours':>7} {'equal':>7}  ours/(ceiling x ideal)  equal/(...)  nodes")
+    print(
+        f"{'model':12} {'one':>7} {'ceiling':>8} {'ours':>7} {'equal':>7}  ours/(ceiling x ideal)  equal/(...)  nodes"
+    )
     for name in MODELS:
         with tempfile.TemporaryDirectory() as folder:
             said = run_ranks(

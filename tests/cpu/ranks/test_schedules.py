@@ -37,9 +37,7 @@ def by_hand(name: str, schedule: Any, ranks: list[int]) -> autosplit.Plan:
     at = {program.names[node]: stage[first.get(node, node)] for node in program.nodes}
     devices = tuple(autosplit.Device(name=f"rank{r}/cpu", kind="cpu", memory_bytes=2**33) for r in range(RANKS))
     placement = {node: f"rank{ranks[s]}/cpu" for node, s in at.items()}
-    plan = autosplit.plan(
-        model, autosplit.Cluster(devices=devices), kwargs=kwargs, placement=placement, profile=False
-    )
+    plan = autosplit.plan(model, autosplit.Cluster(devices=devices), kwargs=kwargs, placement=placement, profile=False)
     stages = tuple(tuple(node for node in plan.placement if at[node] == s) for s in range(STAGES))
     pipeline = Pipeline(microbatches=MICROBATCHES, schedule=schedule, stages=stages)
     return msgspec.structs.replace(plan, strategy="pipeline", pipeline=pipeline)
