@@ -201,8 +201,8 @@ def partition(
     """
     model, args, kwargs = _as_module(model, args, kwargs)
     _check_model(model)
-<<<<<<< HEAD
-    if is_across(strategy, plan):
+    known = None if plan is None else given_plan(plan)
+    if is_across(strategy, known):
         if args is None and kwargs is None:
             raise PlanError("under a process group a pipeline is planned before the first call: pass args or kwargs")
 
@@ -211,18 +211,11 @@ def partition(
                 own, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
             ).request(model)
 
-        return partition_across(model, devices, args or (), kwargs or {}, ask, plan)
+        return partition_across(model, devices, args or (), kwargs or {}, ask, known)
     cluster = resolve(devices)
     torch_devices(cluster)
-    if plan is not None:
-        if isinstance(plan, Plan):
-            _check_devices(plan, cluster)
-        return apply_captured(model, plan)
-=======
-    known = None if plan is None else given_plan(plan)
     if known is not None:
         refuse_devices(known, cluster)
->>>>>>> main
     asked = _Asked(
         cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
     )

@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,7 +17,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autosplit.api.batch import Example
-from autosplit.api.pipelining import _line as line_of, _names as names_of, capture_pieces
+from autosplit.api.pipelining import _line as line_of
+from autosplit.api.pipelining import _names as names_of
+from autosplit.api.pipelining import capture_pieces
 from autosplit.api.running import Caller, callers_level, refuse_shared_memory
 from autosplit.capture import Captured, Compile, Frontend, Run
 from autosplit.device import HOST, Cluster, with_memory
@@ -24,9 +27,9 @@ from autosplit.errors import DeviceError, PlanError
 from autosplit.hardware import DevicesLike, is_mesh, resolve, torch_devices
 from autosplit.pipeline.across import Crew, RankCall
 from autosplit.pipeline.call import Line
+from autosplit.pipeline.engine import ranks_of_stages
 from autosplit.pipeline.held import absent, hold_only
 from autosplit.pipeline.samples import Samples
-from autosplit.pipeline.engine import ranks_of_stages
 from autosplit.pipeline.seats import Seat, gather, rank_of, seats_of_mesh, take_seats
 from autosplit.placement import Plan
 from autosplit.program import Program, closed_on_error
@@ -149,7 +152,7 @@ class RankCaller(Caller):
         count = next(n for n in range(min(samples, pipeline.microbatches), 0, -1) if samples % n == 0)
         if count < min(samples, pipeline.microbatches):
             self._tell(f"a batch of {samples} is cut into {count} micro-batches: across ranks all have one size")
-        pieces = capture_pieces(model, program, example, [samples // count])
+        pieces = capture_pieces(partial(_captured, model, example), program, samples, [samples // count])
         small = pieces.small[samples // count]
         devices = _devices(plan, self._crew.seat)
         homes = {name: home for name, home in plan.weights.items() if home in devices}

@@ -25,11 +25,8 @@ from autosplit.units import parse_bytes
 __all__ = [
     "DeviceLike",
     "DevicesLike",
-<<<<<<< HEAD
-    "is_mesh",
-=======
     "absent",
->>>>>>> main
+    "is_mesh",
     "is_present",
     "measure_links",
     "memory_of",

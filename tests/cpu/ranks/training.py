@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import msgspec
-import torch
 import torch.distributed as dist
 
 import autosplit
