@@ -17,7 +17,7 @@ from autosplit.capture import Captured, Frontend, climb
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.hardware import DevicesLike, is_mesh
-from autosplit.pipeline.seats import decided_by_first, gather, joined, seats_of_mesh
+from autosplit.pipeline.seats import decided_by_first, gather, joined, rank_name, rank_of, seats_of_mesh
 from autosplit.placement import Plan, check_plan
 from autosplit.replicate import process_group_is_up
 from autosplit.runtime import unsplit_class, weight_signature
@@ -113,6 +113,7 @@ def _first_that_fits(
         except CapacityError as error:
             refused = error
             continue
+        plan = by_rank(plan)
         if replicas == 1:
             return plan
         reason = f"{plan.reason}; {replicas} replicas, each on {len(cluster.devices)} devices of its own"
@@ -122,4 +123,61 @@ def _first_that_fits(
     raise PlanError(
         f"strategy='hybrid' wants replicas of two ranks or more, and {dist.get_world_size()} ranks cannot be divided "
         "so: use strategy='pipeline', or another number of ranks"
+    )
+
+
+def by_rank(plan: Plan) -> Plan:
+    """The plan with one stage a rank, in the order of the ranks; the devices of a rank share its stage as in a split.
+
+    Raises:
+        PlanError: data would flow back to a rank, or the ranks would have to be in another order.
+    """
+    pipeline = plan.pipeline
+    assert pipeline is not None  # it was asked for
+    stages: list[list[str]] = []
+    order: list[int] = []
+    for nodes in pipeline.stages:
+        rank = _rank_of(plan.placement[nodes[0]])
+        if rank not in order:
+            order.append(rank)
+            stages.append([])
+        elif rank != order[-1]:
+            raise PlanError(f"the plan leaves rank {rank} and comes back to it; give each rank devices of one kind")
+        stages[-1] += nodes
+    plan = _renamed(plan, {rank: place for place, rank in enumerate(order)})
+    place = {node: i for i, node in enumerate(plan.placement)}
+    in_order = tuple(tuple(sorted(nodes, key=place.__getitem__)) for nodes in stages)
+    return msgspec.structs.replace(plan, pipeline=msgspec.structs.replace(pipeline, stages=in_order))
+
+
+def _rank_of(device: str) -> int:
+    known = rank_of(device)
+    if known is None:
+        raise PlanError(f"device {device!r} is of no rank: plan again")
+    return known[0]
+
+
+def _renamed(plan: Plan, place: Mapping[int, int]) -> Plan:
+    """The ranks in the order of the stages; only ranks with the same devices can change places."""
+    if all(rank == other for rank, other in place.items()):
+        return plan
+    alike = plan.cluster.first_alike
+    names: dict[str, str] = {}
+    for device in plan.cluster.names:
+        rank, own = rank_of(device) or (0, device)
+        names[device] = rank_name(place.get(rank, rank), own)
+    if set(names.values()) != set(names) or any(alike[name] != alike[other] for name, other in names.items()):
+        ranks = ", ".join(map(str, place))
+        raise PlanError(f"the stages run best on ranks {ranks}, in this order, and these differ: start them so")
+    devices = plan.prediction.devices
+    return msgspec.structs.replace(
+        plan,
+        placement={node: names[home] for node, home in plan.placement.items()},
+        weights={weight: names[home] for weight, home in plan.weights.items()},
+        transfers=tuple(
+            msgspec.structs.replace(t, src=names.get(t.src, t.src), dst=names.get(t.dst, t.dst)) for t in plan.transfers
+        ),
+        prediction=msgspec.structs.replace(
+            plan.prediction, devices={names[name]: predicted for name, predicted in devices.items()}
+        ),
     )

@@ -17,9 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autosplit.api.batch import Example
-from autosplit.api.pipelining import _line as line_of
-from autosplit.api.pipelining import _names as names_of
-from autosplit.api.pipelining import capture_pieces
+from autosplit.api.pipelining import capture_pieces, captured_at, line_of, names_of
 from autosplit.api.running import Caller, callers_level, refuse_shared_memory
 from autosplit.capture import Captured, Compile, Frontend, Run
 from autosplit.device import HOST, Cluster, with_memory
@@ -91,6 +89,8 @@ def apply_across(model: nn.Module, plan: Plan, seat: Seat, frontend: Frontend, c
     Raises:
         PlanError: the ranks captured different programs, or the plan is not for so many ranks.
     """
+    if plan.replicas != seat.replicas:
+        raise PlanError(f"the plan is for {plan.replicas} replicas and the DeviceMesh has {seat.replicas}: plan again")
     devices = _devices(plan, seat)
     line = line_of(captured.program, plan.pipeline, plan.placement, plan.weights, devices, Samples({}, (), ()))  # type: ignore[arg-type]  # it has one
     ranks = _ranks(plan, seat)
@@ -152,7 +152,7 @@ class RankCaller(Caller):
         count = next(n for n in range(min(samples, pipeline.microbatches), 0, -1) if samples % n == 0)
         if count < min(samples, pipeline.microbatches):
             self._tell(f"a batch of {samples} is cut into {count} micro-batches: across ranks all have one size")
-        pieces = capture_pieces(partial(_captured, model, example), program, samples, [samples // count])
+        pieces = capture_pieces(partial(captured_at, model, example), program, samples, [samples // count])
         small = pieces.small[samples // count]
         devices = _devices(plan, self._crew.seat)
         homes = {name: home for name, home in plan.weights.items() if home in devices}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.device_mesh import init_device_mesh
 
 import autosplit
 from ranks.harness import run_ranks
@@ -28,8 +29,10 @@ def in_two_ranks(rank: int, names: list[str]) -> dict[str, Any]:
 
 def in_four_ranks(rank: int, name: str, plan: bytes, deep: bool) -> dict[str, list[float]]:
     two = autosplit.Plan.from_json(plan)
-    found = {"hybrid": on_ranks(name, replicas=2, plan=with_schedule(two, "gpipe", replicas=2))[0]}
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "pp"))
+    found = {"mesh": on_ranks(name, 2, mesh, plan=with_schedule(two, "gpipe", replicas=2))[0]}
     if deep:
+        found["hybrid"] = on_ranks(name, 2, plan=with_schedule(two, "1f1b", replicas=2))[0]
         found["1f1b"], _ = on_ranks(name, **PIPELINE)
     return found
 
@@ -70,7 +73,7 @@ def test_two_replicas(two_ranks: list[dict[str, Any]], name: str) -> None:
 
 def test_two_replicas_of_two_stages(two_ranks: list[dict[str, Any]], tmp_path: Path) -> None:
     for said in run_ranks(in_four_ranks, 4, tmp_path, "moe", two_ranks[0]["moe"]["plan"], False):
-        check("moe", said["hybrid"], same_sums=False)
+        check("moe", said["mesh"], same_sums=False)
 
 
 @pytest.mark.long
@@ -80,3 +83,4 @@ def test_four_ranks(two_ranks: list[dict[str, Any]], tmp_path: Path, name: str) 
         check(name, said["1f1b"])
         if name != "resnet":
             check(name, said["hybrid"], same_sums=False)
+            check(name, said["mesh"], same_sums=False)

@@ -31,12 +31,12 @@ def alone(name: str, microbatches: int = 1) -> list[float]:
     return losses
 
 
-def on_ranks(name: str, replicas: int = 1, **how: Any) -> tuple[list[float], autosplit.Plan]:
+def on_ranks(name: str, replicas: int = 1, devices: Any = ("cpu",), **how: Any) -> tuple[list[float], autosplit.Plan]:
     """This rank's losses, averaged over the replicas, and the plan; ``how`` goes to partition."""
     warnings.simplefilter("ignore", UserWarning)
     place = dist.get_rank() * replicas // dist.get_world_size()
     mine = [part_of(batch(name, step), place, replicas) for step in range(STEPS)]
-    split = autosplit.partition(build(name), ["cpu"], kwargs=mine[0], profile=False, **how)
+    split = autosplit.partition(build(name), devices, kwargs=mine[0], profile=False, **how)
     optimizer = optimizer_of(name, split.parameters())
     losses = []
     for step in range(STEPS):
