@@ -63,7 +63,7 @@ class StageModule(nn.Module):
     def forward(self, *received: torch.Tensor, microbatch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run micro-batch number ``microbatch``."""
         number, part = int(microbatch), self.part
-        arrived = [_contiguous(value) if value.requires_grad else value for value in received]
+        arrived = [_aliased(value) if value.requires_grad else value for value in received]
         values = dict(zip(self.crossing.receives, arrived, strict=True))
         mine = self.inputs[number]
         taken = [self._take(name, values, mine) for name in part.takes]
@@ -89,17 +89,17 @@ class StageModule(nn.Module):
         return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
 
 
-def _contiguous(value: torch.Tensor) -> torch.Tensor:
-    run: Callable[..., torch.Tensor] = _Contiguous.apply
+def _aliased(value: torch.Tensor) -> torch.Tensor:
+    run: Callable[..., torch.Tensor] = _Alias.apply
     return run(value)
 
 
-class _Contiguous(torch.autograd.Function):
-    """The same tensor; its gradient can be sent as it is."""
+class _Alias(torch.autograd.Function):
+    """The same data in a tensor of its own, which may be detached; its gradient can be sent as it is."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
-        return value.view_as(value)
+        return value.detach()  # no view: schedules with two backward passes detach what crosses in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,8 @@ def _alone(value: Any) -> Any:
 def _pack(value: Any) -> torch.Tensor:
     """A value as it crosses: a contiguous tensor; numbers in one of no dimensions."""
     if isinstance(value, torch.Tensor):
-        return value.contiguous()
+        whole = value.contiguous()
+        return _aliased(whole) if whole.requires_grad else whole
     return torch.tensor(value)
 
 
