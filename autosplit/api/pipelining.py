@@ -264,7 +264,8 @@ def capture_pieces(
     if known is not None:
         return Pieces(small, known.samples)
     one = next((part for part in parts if part > 1), 2)  # of one sample, a batch is not told from what has size 1
-    other = large if samples > one else capture(one + 1)
+    is_plain = all(source.kind != "size" for source in large.inputs.values())  # else it is for calls of any size
+    other = large if samples > one and is_plain else capture(max(samples, one + 1))
     followed = follow_samples(small[one] if one in small else capture(one), other)
     return Pieces(small, followed)
 
