@@ -27,7 +27,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import autosplit
+from autosplit.capture import Frontend
 from autosplit.placement import Pipeline
+from autosplit.program import module_path
 
 RANKS = 2
 LIMIT_S = 1800
@@ -99,11 +101,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"transformer": Transformer, "cnn":
 
 def equal_layers(model: nn.Module, name: str, microbatches: int) -> autosplit.Plan:
     """The first half of the layers on one rank, the others on the next."""
+    program = Frontend(model, type(model)).capture((), inputs(name), "train")
+    at: dict[Any, int] = {}
+    for node in program.nodes:
+        layer = next((int(part) for part in module_path(node).split(".") if part.isdecimal()), None)
+        before = max((at.get(argument, 0) for argument in node.all_input_nodes), default=0)
+        at[node] = before if layer is None or not module_path(node).startswith("layers.") else layer // 4
     device = autosplit.Device(name="rank0/cpu", kind="cpu", memory_bytes=2**33)
     devices = (device, msgspec.structs.replace(device, name="rank1/cpu"))
-    first = {"stem": "rank0/cpu", "embed": "rank0/cpu", "head": "rank1/cpu"}
-    placement = {path: home for path, home in first.items() if hasattr(model, path)}
-    placement |= {f"layers.{i}": f"rank{i // 4}/cpu" for i in range(8)}
+    placement = {program.names[node]: f"rank{stage}/cpu" for node, stage in at.items()}
     plan = autosplit.plan(
         model, autosplit.Cluster(devices=devices), kwargs=inputs(name), placement=placement, profile=False
     )
