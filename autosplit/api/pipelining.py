@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +35,10 @@ class Pieces:
     """The captures that a pipelined call is made of.
 
     Attributes:
-        large: of the whole call.
         small: by number of samples of a micro-batch.
         samples: what of inputs and outputs is batched.
     """
 
-    large: Program
     small: Mapping[int, Program]
     samples: Samples
 
@@ -92,19 +91,24 @@ def evaluate_pipeline(
     io_device = fake_devices(problem.cluster)[problem.io_device]
 
     def forward(*values: Any) -> list[Any]:
-        outputs = call(dict(zip(names, values, strict=True)))
-        return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+        return arrived(call.program, call(dict(zip(names, values, strict=True))), io_device)
 
     transfers = estimate.transfers(problem.graph, placement.devices, problem.cluster, io_device=problem.io_device)
     return Candidate(placement, homes, transfers, problem.footprints(forward, homes, {}), pipeline)
+
+
+def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> list[Any]:
+    """The outputs, those that the caller receives on ``device``; what goes into an object stays where it is."""
+    return [
+        output.to(device) if isinstance(output, torch.Tensor) and program.returns(place) else output
+        for place, output in enumerate(outputs)
+    ]
 
 
 def _refuse_state(program: Program) -> None:
     """What outlives a call would be of one micro-batch."""
     if any(source.kind == "state" for source in program.inputs.values()):
         raise PlanError("an object that is passed to it, such as a key-value cache, is written to in the call")
-    if len(program.returned or ()) != len(program.results):
-        raise PlanError("it puts a result into an object, such as a key-value cache")
     names = _names(program)
     written = [names[i] for i in program.written_inputs if not names[i].startswith("weight/")]
     if written:
@@ -149,6 +153,12 @@ def _staged(
             device = device if latest is None else device_of[latest]
         stage_of[node], device_of[node] = stage, device
     return stage_of, device_of
+
+
+def _captured(model: nn.Module, example: Example, samples: int) -> Program:
+    """The call at another number of samples, as the model's flags are now."""
+    at = example.at(samples)
+    return Frontend(model, unsplit_class(model)).capture(at.args, at.kwargs, None)
 
 
 class _NotPreparedError(Exception):
@@ -204,7 +214,8 @@ class PipelineCaller(Caller):
         if len(parts) == 1:
             return
         try:
-            pieces = capture_pieces(model, program, example, parts, form.pieces)
+            assert example.samples is not None  # there are several parts
+            pieces = capture_pieces(partial(_captured, model, example), program, example.samples, parts, form.pieces)
             devices = torch_devices(plan.cluster)
             form.calls[*parts,] = pipelined(pieces, parts, plan.pipeline, plan.placement, plan.weights, devices)
             form.pieces = pieces
@@ -225,26 +236,33 @@ class PipelineCaller(Caller):
 
 
 def capture_pieces(
-    model: nn.Module, large: Program, example: Example, parts: Sequence[int], known: Pieces | None = None
+    capture: Callable[[int], Program],
+    large: Program,
+    samples: int,
+    parts: Sequence[int],
+    known: Pieces | None = None,
 ) -> Pieces:
-    """The captures of the micro-batches of a call, as the model's flags are now.
+    """The captures of the micro-batches of a call, and where its samples are.
 
     Args:
-        model: may be split already.
-        large: the capture of the whole call.
-        example: its inputs.
+        capture: the program at a number of samples.
+        large: the program of the whole call.
+        samples: of the whole call.
         parts: samples of each micro-batch.
         known: what was captured already.
 
     Raises:
         CaptureError: a micro-batch cannot be captured.
+        PlanError: likewise.
     """
     small = {} if known is None else dict(known.small)
-    for part in {*parts} - {*small}:
-        at = example.at(part)
-        small[part] = Frontend(model, unsplit_class(model)).capture(at.args, at.kwargs, None)
-    samples = known.samples if known is not None else follow_samples(next(iter(small.values())), large)
-    return Pieces(large, small, samples)
+    small.update({part: capture(part) for part in {*parts} - {*small}})
+    if known is not None:
+        return Pieces(small, known.samples)
+    one = next((part for part in parts if part > 1), 2)  # of one sample, a batch is not told from what has size 1
+    other = large if samples > one else capture(one + 1)
+    followed = follow_samples(small[one] if one in small else capture(one), other)
+    return Pieces(small, followed)
 
 
 def _compiler(
@@ -277,7 +295,7 @@ def _compiler(
                 note_stage_modules(current, [graph.graph_module for graph in call.stages.lines[0]])
             with closed_on_error(io_device.type):
                 outputs = call(dict(zip(names, inputs, strict=True)))
-            return [out.to(io_device) if isinstance(out, torch.Tensor) else out for out in outputs]
+            return arrived(call.program, outputs, io_device)
 
         return run
 

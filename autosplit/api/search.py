@@ -30,7 +30,7 @@ def search(problem: Problem, may_go_on: Callable[[], bool] = lambda: True) -> Ca
         PlanError: a placement by hand names what is not there.
     """
     fixed = fixed_placement(problem)
-    return _solve_until_it_fits(problem, may_go_on) if fixed is None else _fitting(problem, fixed)
+    return _solve_until_it_fits(problem, may_go_on) if fixed is None else fitting(problem, fixed)
 
 
 def fixed_placement(problem: Problem) -> Placement | None:
@@ -43,10 +43,15 @@ def fixed_placement(problem: Problem) -> Placement | None:
     return None
 
 
-def _fitting(problem: Problem, placement: Placement) -> Candidate:
+def fitting(problem: Problem, placement: Placement) -> Candidate:
+    """The placement run on fakes.
+
+    Raises:
+        CapacityError: it does not fit.
+    """
     candidate = problem.evaluate(placement)
     if over(problem, candidate):
-        raise _does_not_fit(problem, candidate)
+        raise does_not_fit(problem, candidate)
     return candidate
 
 
@@ -120,7 +125,7 @@ def _solve_until_it_fits(problem: Problem, may_go_on: Callable[[], bool]) -> Can
             misses.append(candidate)
     if not misses:
         raise refused[0]
-    raise _does_not_fit(problem, min(misses, key=lambda candidate: sum(over(problem, candidate).values())))
+    raise does_not_fit(problem, min(misses, key=lambda candidate: sum(over(problem, candidate).values())))
 
 
 def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
@@ -197,7 +202,8 @@ def over(problem: Problem, candidate: Candidate) -> dict[str, int]:
     return {name: need - has[name] for name, need in needs.items() if need > has[name]}
 
 
-def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
+def does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
+    """The error that says what each device needs and has."""
     has = problem.has_bytes()
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
     rows = [

@@ -8,7 +8,7 @@ slows no compute down, and that all devices start at once, is assumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autosplit.device import Cluster
 from autosplit.graph import CostGraph
@@ -67,6 +67,29 @@ def exchange_ns(graph: CostGraph, cluster: Cluster, ring: Sequence[str]) -> int:
     if pending:
         sent = max(now, sent) + ring_ns(cluster, ring, pending)
     return max(0, sent - now)
+
+
+def group_exchange_ns(
+    graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, groups: Sequence[Sequence[str]]
+) -> int:
+    """Nanoseconds to exchange the gradients of replicas that are placed on several devices each.
+
+    Args:
+        graph: what each replica runs; 0 in inference.
+        placement: device name in the first group by node name.
+        cluster: devices and links.
+        groups: names of the devices of each replica, in the same order.
+
+    Returns:
+        Of the ring that takes longest; all of it after the backward, as if nothing hid. O(tensors).
+    """
+    if graph.mode == "infer":
+        return 0
+    sizes = dict.fromkeys(groups[0], 0)
+    for node, size in gradient_bytes(graph).items():
+        sizes[placement[node]] += size
+    rings = zip(*groups, strict=True)
+    return max(ring_ns(cluster, ring, size) for ring, size in zip(rings, sizes.values(), strict=True))
 
 
 def gradient_bytes(graph: CostGraph) -> dict[str, int]:

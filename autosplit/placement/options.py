@@ -46,7 +46,7 @@ def why_not(plan: Plan, strategy: str) -> str:
 def figures(option: Option) -> str:
     """An option in one line: its words, or figures and words."""
     if option.step_ns is None:
-        return ", ".join([*_memory(option), option.words]) if option.needs_bytes is not None else option.words
+        return f"{option.words} ({_memory(option)[0]})" if _memory(option) else option.words
     parts = [f"{format_ns(option.step_ns)} a step"]
     if option.samples:
         parts.append(f"{option.samples * 10**9 / max(1, option.step_ns):,.0f} samples/s")

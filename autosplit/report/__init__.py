@@ -188,7 +188,7 @@ def _head(plan: Plan) -> Text:
 def _devices(plan: Plan, ascii_only: bool) -> Grid:
     grid = Grid("device", "memory", ">peak of capacity", ">weights", ">busy", "runs")
     words = layer_words(plan.placement)
-    idle = "a copy, under torchrun" if plan.strategy == "replicate" else "nothing"
+    idle = {"replicate": "a copy, under torchrun", "hybrid": "a replica, under torchrun"}.get(plan.strategy, "nothing")
     nothing = DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=0)
     for device in plan.cluster.devices:
         predicted = plan.prediction.devices.get(device.name, nothing)
@@ -290,6 +290,22 @@ def _tensor_words(transfer: Transfer, labels: Labels) -> str:
 # ---------------------------------------------------------------- figures
 
 
+def _idle(plan: Plan, compute_ns: int) -> list[str]:
+    """The share of a step in which the devices in use compute nothing."""
+    used, step_ns = len(set(plan.placement.values())), plan.prediction.step_ns
+    return [f"idle {max(0.0, 1 - compute_ns / (used * step_ns)):.0%}"] if used > 1 and step_ns else []
+
+
+def _against_one_device(plan: Plan) -> list[str]:
+    """The step against that of one device, where both were weighed and one device holds the model."""
+    options = {option.strategy: option for option in plan.options}
+    alone, chosen = options.get("single"), options.get(plan.strategy)
+    if alone is None or alone.step_ns is None or chosen is None or not chosen.step_ns or chosen is alone:
+        return []
+    factor = alone.step_ns * (chosen.samples or 1) / (chosen.step_ns * (alone.samples or 1))
+    return [f"{factor:.2f}x the samples/s of one device, whose step takes {format_ns(alone.step_ns)}"]
+
+
 def _figures(plan: Plan) -> Iterator[Text]:
     prediction = plan.prediction
     compute_ns = sum(device.busy_ns for device in prediction.devices.values())
@@ -298,6 +314,9 @@ def _figures(plan: Plan) -> Iterator[Text]:
         (f"step {format_ns(prediction.step_ns)}", "bold"),
         f"  compute {format_ns(compute_ns)}, transfers {format_ns(prediction.transfer_ns)}  times: {source}",
     )
+    said = [*_idle(plan, compute_ns), *_against_one_device(plan)]
+    if said:
+        yield Text("  ".join(said))
     say = format_bytes if plan.objective == "memory" else format_ns
     if not plan.bound:
         yield Text(f"{plan.objective} {say(plan.value)}  no lower bound proved")
@@ -306,4 +325,12 @@ def _figures(plan: Plan) -> Iterator[Text]:
     yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
 
 
+def html_fragment(plan: Plan) -> str:
+    """The plan for a notebook: a piece of HTML without script."""
+    from autosplit.report.notebook import fragment  # Jinja2 is not needed before
+
+    return fragment(plan)
+
+
 show.register("text", text)
+show.register("html", html_fragment)
