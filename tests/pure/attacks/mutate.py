@@ -16,6 +16,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import autosplit.device.file as cluster_file
@@ -24,6 +25,10 @@ from autosplit.device import Cluster, Link, parse_cluster, to_toml
 from autosplit.errors import CapacityError, DeviceError, PlanError
 from autosplit.placement import Plan
 from autosplit.report.compare import differences
+from autosplit.report.explorer import explorer
+from autosplit.report.html import page
+from autosplit.report.notebook import fragment
+from autosplit.report.trace import trace
 
 _NUMBERS = [0, -1, 1, 2**31, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**40, 0.5, 1e308, float("nan"), float("inf")]
 _TEXTS = ["", "host", "gpu:0", "gpu:9", "\x1b[2J", "\u202e", "\0", "../../x", "a" * 2000, "\ud800", "é" * 99, "4"]
@@ -42,6 +47,17 @@ class Watch:
         self.seen: collections.Counter[str] = collections.Counter()
         sys.addaudithook(self._note)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """On inside; a module that is new after it was imported by what was read."""
+        modules, self.is_on = len(sys.modules), True
+        try:
+            yield
+        finally:
+            self.is_on = False
+            if len(sys.modules) != modules:
+                self.seen["import of a module"] += 1
+
     def _note(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self.is_on:
             return
@@ -58,6 +74,10 @@ def plans() -> list[bytes]:
         "allocated_bytes": [5, 9],
         "phases": [["forward", 0]],
     }
+    split["prediction"]["spans"] = [
+        {"device": "gpu:0", "kind": "forward", "start_ns": 0, "end_ns": 5},
+        {"device": "gpu:0", "kind": "send", "start_ns": 5, "end_ns": 6, "to": "gpu:1", "microbatch": 1},
+    ]
     stages = {"microbatches": 4, "schedule": "1f1b", "stages": [["gpu:0/mm"], ["b/mm"]]}
     piped = split | {"strategy": "pipeline", "pipeline": stages, "replicas": 2, "batch": 8, "optimizer": "adamw"}
     return [json.dumps(document).encode() for document in (split, piped)]
@@ -123,19 +143,19 @@ def _holders(document: object) -> list:
 
 def try_plan(data: bytes, rng: random.Random, watch: Watch, base: Plan) -> str:
     """What became of a mutated plan; an accepted one is used as a user would."""
-    watch.is_on = True
     try:
-        plan = Plan.from_json(data)
-        if Plan.from_json(plan.to_json()) != plan:
-            return "is another plan when it is written and read"
-        differences(base, plan)
-        with contextlib.suppress(PlanError):
-            plan.to_device_map()
+        with watch.reading():
+            plan = Plan.from_json(data)
+            if Plan.from_json(plan.to_json()) != plan:
+                return "is another plan when it is written and read"
+            differences(base, plan)
+            with contextlib.suppress(PlanError):
+                plan.to_device_map()
     except (PlanError, CapacityError) as error:
         return f"{type(error).__name__}{'' if len(str(error)) < 2000 else ' in far too many words'}"
-    finally:
-        watch.is_on = False
     if rng.random() < 0.05:
+        for make in (page, trace, explorer, fragment, Plan.why):
+            make(plan)
         shown = report.text(plan)
         return "accepted" if all(char.isprintable() or char == "\n" for char in shown) else "rewrites the screen"
     return "accepted"
@@ -144,13 +164,11 @@ def try_plan(data: bytes, rng: random.Random, watch: Watch, base: Plan) -> str:
 def try_cluster(data: bytes, watch: Watch) -> str:
     """What became of a mutated cluster file."""
     cluster_file.read = lambda path, most_bytes: data
-    watch.is_on = True
     try:
-        cluster_file.read_cluster("x.toml")
+        with watch.reading():
+            cluster_file.read_cluster("x.toml")
     except DeviceError as error:
         return f"DeviceError{'' if len(str(error)) < 2000 else ' in far too many words'}"
-    finally:
-        watch.is_on = False
     return "accepted"
 
 
@@ -164,7 +182,6 @@ def main(first: int, count: int) -> dict[str, object]:
         try_plan(warm, random.Random(0), Watch(), base)
     for warm in (b"x = ", b"x = 1", tables[1]):
         try_cluster(warm, Watch())
-    modules = set(sys.modules)
     for seed in range(first, first + count):
         rng = random.Random(seed)
         try:
@@ -178,7 +195,6 @@ def main(first: int, count: int) -> dict[str, object]:
             escaped.append(f"seed {seed}: {error!r}"[:300])
         outcomes[outcome] += 1
     seen = dict(watch.seen.most_common(20))
-    seen |= {f"module {name}": 1 for name in set(sys.modules) - modules if not name.startswith("rich.")}  # it prints
     return {"outcomes": dict(outcomes), "escaped": escaped[:20], "seen": seen, "peak_mb": peak_mb()}
 
 
