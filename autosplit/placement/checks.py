@@ -71,6 +71,10 @@ def _check_predicted(plan: Plan, names: frozenset[str]) -> None:
     for name in {*plan.placement.values(), *plan.weights.values()}:
         if name not in plan.prediction.devices:
             raise PlanError(f"device {quoted(name)} is used, but nothing is predicted of it: plan again")
+    for span in plan.prediction.spans:
+        if not {span.device, span.to or HOST} <= names | {HOST} or span.end_ns < span.start_ns:
+            ends = f"{quoted(span.device)}{f' -> {quoted(span.to)}' if span.to else ''}"
+            raise PlanError(f"a span of {ends} from {span.start_ns} to {span.end_ns} ns is not possible")
     if plan.strategy in ("single", "replicate") and len(set(plan.placement.values())) > 1:
         raise PlanError(f"the strategy is {plan.strategy!r}, but nodes are placed on several devices")
     if plan.batch is not None and plan.batch < 1:
