@@ -10,7 +10,7 @@ from autosplit.device import HOST, Device
 from autosplit.placement import DevicePrediction, Plan, Transfer
 from autosplit.report.timeline import Schedule, one_at_a_time, planned
 from autosplit.report.tree import Block, Module, blocks, made_at, module_tree
-from autosplit.report.words import Labels, clean, path_of
+from autosplit.report.words import Labels, clean, tensor_words
 from autosplit.units import format_bytes, format_ns
 
 MOST_ROWS = 500
@@ -170,7 +170,7 @@ def _transfer_rows(plan: Plan) -> list[dict[str, Any]]:
         time_ns = plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes)
         rows.append(
             {
-                "tensor": _tensor_words(transfer, labels),
+                "tensor": tensor_words(transfer.tensor, labels),
                 "src": clean(transfer.src),
                 "dst": clean(transfer.dst),
                 "size_bytes": transfer.size_bytes,
@@ -181,12 +181,6 @@ def _transfer_rows(plan: Plan) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _tensor_words(transfer: Transfer, labels: Labels) -> str:
-    """Module and operator that made the tensor: "layers.16 add"."""
-    operator = transfer.tensor.rpartition("/")[2].partition("@")[0].partition("!")[0]
-    return clean(f"{labels.of(path_of(transfer.tensor))} {operator}".strip())
 
 
 # ---------------------------------------------------------------- numbers
@@ -275,7 +269,7 @@ def _copy_nodes(plan: Plan, transfers: Sequence[Transfer]) -> list[dict[str, Any
             "src": place[transfer.src],
             "dst": place[transfer.dst],
             "at": find(transfer.tensor),
-            "label": _tensor_words(transfer, labels),
+            "label": tensor_words(transfer.tensor, labels),
             "size_bytes": transfer.size_bytes,
             "time_ns": plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes),
             "gradient": transfer.returns_gradient,
