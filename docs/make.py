@@ -1,4 +1,4 @@
-"""Make what is shown of plans in these docs: the tables and pictures of a Llama-70B shape on eight A100-80GB, in training.
+"""Make the table and the picture of a plan in these docs: a Llama-70B shape on eight A100-80GB, in training.
 
     python docs/make.py              # plan, then write the table, the picture and the part of the README
     python docs/make.py plan.json    # the same of a plan that is there
@@ -31,10 +31,7 @@ BEGIN, END = "<!-- docs/make.py: begin -->\n", "<!-- docs/make.py: end -->\n"
 def main() -> None:
     """Plan, or read a plan; then write all that is shown of it."""
     with tempfile.TemporaryDirectory() as folder:
-        if len(sys.argv) > 1:
-            plan = Plan.load(sys.argv[1])
-        else:
-            plan = planned(Path(folder) / "plan.json")
+        plan = Plan.load(sys.argv[1]) if len(sys.argv) > 1 else planned(Path(folder) / "plan.json")
         table = text(plan)
         (FOLDER / "plan.txt").write_text(f"$ {COMMAND}\n{table}", encoding="utf-8")
         picture(plan, Path(folder), FOLDER / "plan.png")

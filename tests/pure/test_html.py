@@ -19,7 +19,7 @@ from autosplit.errors import PlanError
 from autosplit.placement import Plan
 from autosplit.report.explorer import explorer
 from autosplit.report.html import page, script_json
-from autosplit.report.html.data import numbers, words
+from autosplit.report.html.data import View, numbers, words
 from autosplit.report.timeline import one_at_a_time, planned
 from autosplit.report.trace import trace
 from autosplit.report.tree import blocks, module_tree
@@ -80,7 +80,7 @@ def test_hostile_names_are_there_as_text(hostile_page):
 
 
 def test_data_is_json_that_no_name_ends(hostile_page):
-    assert json.loads(hostile_page.raw["script"][0]) == json.loads(msgspec.json.encode(numbers(hostile())))
+    assert json.loads(hostile_page.raw["script"][0]) == json.loads(msgspec.json.encode(numbers(View(hostile()))))
     assert not set("<>&\u2028\u2029") & set(hostile_page.raw["script"][0])
 
 
@@ -132,7 +132,7 @@ def test_figures_are_the_plans():
     text = " ".join("".join(Page(page(plan)).text).split())
     for said in ("training on 4 devices", "does not fit one device", "10.0 GiB", "6 micro-batches, 1f1b", "16.0 MiB"):
         assert said in text
-    cards = {title: figure for title, figure, _ in words(plan)["cards"]}
+    cards = {title: figure for title, figure, _ in words(View(plan))["cards"]}
     busy = sum(device.busy_ns for device in plan.prediction.devices.values())
     assert cards["idle"] == f"{1 - busy / (4 * plan.prediction.step_ns):.0%}"
     assert cards["fullest device"] == "62%"
