@@ -8,6 +8,8 @@ import struct
 import subprocess
 import zlib
 
+import numpy as np
+
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _OWN = "not an origin"  # as the log calls what the browser itself asks for: updates, dictionaries, time
 
@@ -58,7 +60,7 @@ def attributes(dom, name):
 
 
 def pixels(path):
-    """Width, height and rows of (r, g, b) bytes of a PNG of 8 bits a channel."""
+    """Rows of pixels of a PNG of 8 bits a channel: an array of height x width x (red, green, blue)."""
     data = path.read_bytes()
     at, packed = 8, b""
     while at < len(data):
@@ -70,24 +72,26 @@ def pixels(path):
             packed += chunk
         at += 12 + size
     step = {2: 3, 6: 4}[colour]
-    return width, height, _unfiltered(zlib.decompress(packed), width * step, height, step)
+    raw = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + width * step)
+    rows = np.zeros((height + 1, width * step), np.uint8)
+    for y, (kind, *_) in enumerate(raw[:, :1].tolist()):
+        rows[y + 1] = _unfiltered(kind, raw[y, 1:], rows[y], step)
+    return rows[1:].reshape(height, width, step)[:, :, :3]
 
 
-def _unfiltered(raw, stride, height, step):
-    rows, above = [], bytearray(stride)
-    for y in range(height):
-        kind, line = raw[y * (stride + 1)], bytearray(raw[y * (stride + 1) + 1 : (y + 1) * (stride + 1)])
-        for x in range(stride) if kind else ():
-            left, up = (line[x - step] if x >= step else 0), above[x]
-            corner = above[x - step] if x >= step else 0
-            line[x] = (line[x] + _guess(kind, left, up, corner)) & 255
-        rows.append([bytes(line[x : x + 3]) for x in range(0, stride, step)])
-        above = line
-    return rows
+def _unfiltered(kind, line, above, step):
+    """A row of bytes, as the PNG specification has its five filters."""
+    if kind < 2:
+        return np.add.accumulate(line.reshape(-1, step), 0, np.uint8).reshape(-1) if kind else line
+    if kind == 2:
+        return line + above
+    line, above = line.tolist(), above.tolist()
+    for x, up in enumerate(above):
+        left, corner = (line[x - step], above[x - step]) if x >= step else (0, 0)
+        line[x] = (line[x] + ((left + up) >> 1 if kind == 3 else _nearest(left, up, corner))) & 255
+    return line
 
 
-def _guess(kind, left, up, corner):
-    if kind < 4:
-        return (0, left, up, (left + up) >> 1)[kind]
-    distances = [abs(left + up - corner - near) for near in (left, up, corner)]
-    return (left, up, corner)[distances.index(min(distances))]
+def _nearest(left, up, corner):
+    a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
+    return left if a <= b and a <= c else up if b <= c else corner
