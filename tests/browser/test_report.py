@@ -4,6 +4,7 @@ import pytest
 from chromium import BINARY, attributes, browse, pixels
 from plans import hostile, large, pipelined
 
+from autosplit.placement import Prediction
 from autosplit.report.html import page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium on this machine: apt-get install chromium")
@@ -15,7 +16,9 @@ OPEN_BLOCKS = """<script>
 const labels = () => visible.map((block) => block.label).join("|");
 const shown = [labels()];
 for (const wanted of ["layers 6-11", "model.layers.7", "model.layers.7.mlp"]) {
-  openBlock(visible.find((block) => block.label === wanted)); redrawGraph(); shown.push(labels());
+  const buttons = [...document.querySelectorAll("#blocks button")];
+  buttons.find((button) => button.textContent.startsWith(wanted + ":")).click();
+  shown.push(labels());
 }
 document.getElementById("collapse").click(); shown.push(labels());
 document.body.dataset.shown = shown.join(" ; ");
@@ -32,6 +35,14 @@ def marks(dom):
     """Marks drawn by chart."""
     parts = dom.split('class="chart"')[1:]
     return {attributes(part, "id")[0]: int(attributes(part, "data-marks")[0]) for part in parts}
+
+
+def test_a_plan_with_next_to_nothing_in_it_is_drawn(tmp_path):
+    bare = Prediction(devices={}, step_ns=0, transfer_ns=0)
+    given = {"strategy": "single", "prediction": bare, "pipeline": None, "options": (), "transfers": ()}
+    dom, console, _ = opened(pipelined(1, **given), tmp_path, "--dump-dom")
+    assert console == []
+    assert marks(dom) == {"memory": 1, "graph": 2}  # what is free; model and head
 
 
 @pytest.mark.parametrize("plan", [pipelined(), hostile()], ids=["pipeline", "hostile"])
