@@ -36,12 +36,14 @@ class Seen:
         small, large: its result at both sizes, with a Tensor for each tensor.
         why: the reason for which it mixes samples, or None.
         random: it draws random numbers.
+        changed: the places among the node's tensors of those that are written and now are of another kind, with it.
     """
 
     small: Any
     large: Any
     why: str | None = None
     random: bool = False
+    changed: tuple[tuple[int, Kind], ...] = ()
 
 
 def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, Any], sizes: Sizes) -> Seen:
@@ -62,10 +64,13 @@ def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, An
     except Exception as error:  # whatever an operator says of tensors without data
         why = f"it cannot be looked into: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
         return Seen(*_as_captured(forms, sizes), why)
+    before = [found.kinds[id(fake)] for fake in found.alive]
     follow(small, large, found, sizes)
+    now = [found.kinds[id(fake)] for fake in found.alive[: len(before)]]
+    changed = tuple((i, kind) for i, (was, kind) in enumerate(zip(before, now, strict=True)) if was != kind)
     known = _kinds_of(ours, theirs, found, sizes)
     why = found.why and (f"{found.operator}: {found.why}" if found.operator else found.why)
-    return Seen(_with_kinds(ours, known), _with_kinds(theirs, known), why, found.random)
+    return Seen(_with_kinds(ours, known), _with_kinds(theirs, known), why, found.random, changed)
 
 
 def _fake(tensor: Tensor, place: int, found: Found) -> torch.Tensor:

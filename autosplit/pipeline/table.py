@@ -9,6 +9,7 @@ import torch
 from autosplit.pipeline import folding, moving, working
 from autosplit.pipeline.kinds import Call, Kind, MixingError, base_name
 from autosplit.pipeline.moving import Rule
+from autosplit.pipeline.ordering import reordered
 
 _POINTWISE = """_to_copy copy fill zero masked_fill dropout native_dropout bernoulli normal uniform random exponential
     lift_fresh lift_fresh_copy alias detach clone real imag view_as_real view_as_complex conj _conj resolve_conj _neg_view
@@ -17,7 +18,7 @@ _POINTWISE = """_to_copy copy fill zero masked_fill dropout native_dropout berno
     _thnn_fused_lstm_cell _thnn_fused_gru_cell floor_divide fake_quantize_per_tensor_affine_cachemask softplus
     hardswish mish rand_like randn_like randint_like max min _conj_physical"""
 
-_ALONG_DIM = """_softmax _log_softmax softmax log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue_like
+_ALONG_DIM = """_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue_like
     glu linalg_cross flip renorm _fft_r2c _fft_c2c _fft_c2r"""
 
 _LAST = {
@@ -203,6 +204,8 @@ def apply_rule(call: Call) -> list[Kind]:
     kinds = call.all_kinds()
     if all(kind is None for kind in kinds) and not call.differing() and not _varies(call):
         return [None] * len(call.made)
+    if (found := reordered(call)) is not None:
+        return found
     if rule is None:
         raise MixingError("nothing is known of this operator")
     found = rule(call)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autosplit.pipeline.kinds import MIXED, UNKNOWN, Call, Kind, MixingError, Rows, Shape, Sizes, base_name
+from autosplit.pipeline.ordering import Inverse, Keys, Order
 from autosplit.pipeline.table import apply_rule
 from autosplit.program import call_on_fakes, tensor_leaves, written_tensors
 
@@ -82,7 +84,7 @@ def follow(small: Sequence[Step], large: Sequence[Step], found: Found, sizes: Si
     for one, other in zip(small, large, strict=True):
         if base_name(one.func) in _ONLY_CHECKS:
             continue
-        found.random |= torch.Tag.nondeterministic_seeded in getattr(one.func, "tags", ())
+        found.random |= _is_random(one)
         _follow_step(one, other, found, sizes)
     return found
 
@@ -109,6 +111,13 @@ def _follow_step(one: Step, other: Step, found: Found, sizes: Sizes) -> None:
     _follow_origin(one, made, found)
 
 
+def _is_random(step: Step) -> bool:
+    """Whether it draws random numbers: dropout with a probability of 0 does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(step.func, "tags", ()):
+        return False
+    return _named(step).get("dropout_p") != 0
+
+
 def _shapes(one: Any, other: Any) -> list[tuple[Shape, Shape]]:
     pairs = zip(tensor_leaves(one), tensor_leaves(other), strict=False)
     return [(_sizes(a), _sizes(b)) for a, b in pairs]
@@ -130,7 +139,7 @@ def _checked(kind: Kind, small: Shape, large: Shape, sizes: Sizes) -> Kind:
             return UNKNOWN  # a by-product without samples, such as the state of a generator
         if not sizes.fits(kind, small, large):
             raise MixingError(f"shapes {small} and {large} do not hold the samples along dimension {kind.dim}")
-    elif small != large:
+    elif small != large and not (isinstance(kind, (Inverse, Keys, Order)) and sizes.varying(small, large) == [0]):
         raise MixingError(f"shapes {small} and {large}: where the samples are is not known")
     return kind
 
@@ -167,7 +176,8 @@ def _kind(one: torch.Tensor, other: Any, found: Found) -> Kind:
     if one.shape != other.shape:
         return UNKNOWN
     plain = type(one) is torch.Tensor and type(other) is torch.Tensor and one.device.type != "meta"
-    return UNKNOWN if plain and not torch.equal(one, other) else None
+    with unset_fake_temporarily():
+        return UNKNOWN if plain and not torch.equal(one, other) else None
 
 
 def _check_writes(step: Step, kinds: list[Kind], found: Found) -> None:
@@ -183,10 +193,15 @@ def _check_writes(step: Step, kinds: list[Kind], found: Found) -> None:
         after = next((k for k, t in zip(kinds, tensor_leaves(step.result), strict=True) if t is target), before)
         if after is None and before is not None:
             kinds[:] = [before if kind is None else kind for kind in kinds]
-        elif before != after and not (isinstance(before, Rows) and before.outer is None and isinstance(after, Rows)):
+        elif before != after and not _may_become(before, after):
             raise MixingError("writes what depends on the batch into what does not, or in another way")
         elif before != after:
             _change_views(target, after, found)
+
+
+def _may_become(before: Kind, after: Kind) -> bool:
+    """What was the same all along the batch may get samples; an inverse order is written as a whole."""
+    return isinstance(before, Rows) and (isinstance(after, Inverse) or (before.outer is None and isinstance(after, Rows)))
 
 
 def _change_views(target: torch.Tensor, kind: Kind, found: Found) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autosplit.pipeline.kinds import Call, Kind, MixingError, Part, Rows, joined
+from autosplit.pipeline.kinds import UNKNOWN, Call, Kind, MixingError, Part, Rows, joined
 from autosplit.pipeline.moving import Rule, alike
 
 _KEEPS_SUMS = ("neg", "clone", "positive", "alias", "_to_copy", "detach", "real", "view_as_real", "view_as_complex")
@@ -281,14 +281,13 @@ def guarded(rule: Callable[[Call], Kind]) -> Rule:
     return checked
 
 
-def rnn_layer(call: Call) -> Kind:
-    """mkldnn_rnn_layer: input and states have the samples in dimension 1, or input in 0."""
-    dim = 0 if call.small.get("batch_first") else 1
+def rnn_layer(call: Call) -> list[Kind]:
+    """mkldnn_rnn_layer: whatever the module's order of dimensions, one step of all samples after another."""
     rows = call.rows("input")
-    if rows is None or rows.dim != dim or rows.numbers:
+    if rows is None or rows.dim != 1 or rows.numbers:
         raise MixingError("runs along the batch")
     for name, kind in call.kinds.items():
-        state = name in ("hx_", "cx_")
-        if kind is not None and name != "input" and not (state and isinstance(kind, Rows)):
+        state = name in ("hx_", "cx_") and isinstance(kind, Rows) and kind.dim == call.small[name].dim() - 2
+        if kind is not None and name != "input" and not state:
             raise MixingError(f"{name} depends on the batch")
-    return rows
+    return [call.sizes.by_shape(*made) if call.sizes.varying(*made) else UNKNOWN for made in call.made]
