@@ -22,7 +22,7 @@ def resized(inputs: Any, batch: int, dim: int = 0) -> Any:
 
     Samples are repeated in turns, whole numbers and masks so stay legal; numbers get noise, so that samples differ.
     """
-    first = next(t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.dim())
+    first = next(t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.dim() > dim)
     samples = first.shape[dim]
     generator = torch.Generator().manual_seed(batch)
 
@@ -106,10 +106,14 @@ def compared(
     samples = follow_samples(small, large)
     (one,) = call(model, [whole], mode)
     halves = call(model, cut(whole, LARGE, LARGE // SMALL, dim), mode)
-    assert [half.program.names.values() for half in halves]
-    together = [_merged(merge, place, halves) for place, merge in enumerate(samples.outputs)]
+    together = merge_all(samples, halves)
     pairs = zip(together, one.results, strict=True)
     return samples, [None if a is None else gap(a, b) for a, b in pairs]
+
+
+def merge_all(samples: Samples, parts: list[Ran]) -> list[Any]:
+    """The results of the parts as `Samples` says that they are merged; None where it does not."""
+    return [_merged(merge, place, parts) for place, merge in enumerate(samples.outputs)]
 
 
 def _merged(merge: Merge | None, place: int, parts: list[Ran]) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from autosplit.pipeline.kinds import Kind, Sizes
+from autosplit.pipeline.kinds import MIXED, Kind, Sizes
 from autosplit.pipeline.trace import Found, follow, record
 from autosplit.program import Spec, is_checkpoint
 
@@ -64,6 +65,8 @@ def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, An
     except Exception as error:  # whatever an operator says of tensors without data
         why = f"it cannot be looked into: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
         return Seen(*_as_captured(forms, sizes), why)
+    if len(_leaves(ours)) != len(_leaves(theirs)):
+        return Seen(*_as_captured(forms, sizes), "it returns another number of tensors for another number of samples")
     before = [found.kinds[id(fake)] for fake in found.alive]
     follow(small, large, found, sizes)
     now = [found.kinds[id(fake)] for fake in found.alive[: len(before)]]
@@ -113,10 +116,11 @@ def _with_kinds(value: Any, known: list[Tensor]) -> Any:
 def _as_captured(forms: tuple[Any, Any], sizes: Sizes) -> tuple[Any, Any]:
     """The results that were captured, the samples where the shapes make it likely."""
     ours, theirs = (pytree.tree_leaves(form, is_leaf=lambda leaf: isinstance(leaf, Spec)) for form in forms)
+    pairs = [(a, b) for a, b in zip_longest(ours, theirs) if isinstance(a, Spec) or isinstance(b, Spec)]
     known = [
-        Tensor(a, b, sizes.by_shape(a.shape, b.shape))
-        for a, b in zip(ours, theirs, strict=False)
-        if isinstance(a, Spec) and isinstance(b, Spec)
+        Tensor(a, b, sizes.by_shape(a.shape, b.shape)) if isinstance(a, Spec) and isinstance(b, Spec)
+        else Tensor(a or b, b or a, MIXED)
+        for a, b in pairs
     ]
     results = []
     for form in forms:

@@ -114,7 +114,7 @@ def apart(call: Call, dims: set[int]) -> Kind:
     if any(isinstance(kind, Part) for kind in call.all_kinds()):
         return linear(call)
     rows = aligned(call)
-    if rows and rows.dim in dims and rows.outer is not None:
+    if rows and rows.dim in dims:
         raise MixingError(f"works along dimension {rows.dim}, which is the batch")
     return rows
 
