@@ -97,9 +97,7 @@ def call(model: nn.Module, parts: Sequence[Any], mode: str) -> list[Ran]:
     return ran
 
 
-def compared(
-    model: nn.Module, inputs: Any, mode: str = "infer", dim: int = 0
-) -> tuple[Samples, list[float | None]]:
+def compared(model: nn.Module, inputs: Any, mode: str = "infer", dim: int = 0) -> tuple[Samples, list[float | None]]:
     """The samples followed, and how far each result, merged from two halves, is from that of the whole."""
     whole = resized(inputs, LARGE, dim)
     small, large = programs(model, inputs, mode, dim)

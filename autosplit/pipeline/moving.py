@@ -92,7 +92,7 @@ def piece(call: Call, rows: Rows, starts: tuple[int, int], lengths: tuple[int, i
 
 
 def slicing(call: Call) -> Kind:
-    """slice."""
+    """Slice."""
     kind: Kind = call.kinds.get("self")
     dim = call.small["dim"] % call.ndim()
     if not isinstance(kind, Rows):
@@ -286,7 +286,7 @@ def index_put(call: Call) -> Kind:
 
 def _indexed_ndim(call: Call) -> int:
     indices = [one for one in call.small["indices"] if one is not None]
-    return len(call.shape("self")) - len(indices) + max(one.dim() for one in indices)
+    return len(call.shape("self")) - len(indices) + max(int(one.dim()) for one in indices)
 
 
 def index_select(call: Call) -> Kind:
@@ -296,7 +296,7 @@ def index_select(call: Call) -> Kind:
         raise MixingError("picks samples of the batch by an index")
     if chosen and chosen.numbers:
         raise MixingError("picks by the samples' numbers in the batch")
-    return chosen and replace(chosen, dim=dim) or rows
+    return (chosen and replace(chosen, dim=dim)) or rows
 
 
 def gather(call: Call) -> Kind:
@@ -362,4 +362,3 @@ def arange(call: Call) -> Kind:
     if each and call.small.get("start", 0) == call.large.get("start", 0) == 0 and call.small.get("step", 1) == 1:
         return Rows(0, 1, numbers=each)
     raise MixingError("counts along the batch")
-

@@ -56,9 +56,11 @@ def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, An
         forms: its results as they were captured, for when it cannot be run: a Spec for each tensor.
         sizes: the two numbers of samples.
     """
-    found, given = Found({}), list[Any]()
-    for place, values in enumerate(arguments):
-        given.append(mapped(values, lambda tensor, place=place: _fake(tensor, place, found)))
+    found = Found({})
+    given = (
+        mapped(arguments[0], lambda tensor: _fake(tensor, found)),
+        mapped(arguments[1], lambda tensor: _empty(tensor.large)),
+    )
     try:
         small, ours = record(lambda: runs[0](given[0]))
         large, theirs = record(lambda: runs[1](given[1]))
@@ -72,18 +74,21 @@ def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, An
     now = [found.kinds[id(fake)] for fake in found.alive[: len(before)]]
     changed = tuple((i, kind) for i, (was, kind) in enumerate(zip(before, now, strict=True)) if was != kind)
     known = _kinds_of(ours, theirs, found, sizes)
-    why = found.why and (f"{found.operator}: {found.why}" if found.operator else found.why)
-    return Seen(_with_kinds(ours, known), _with_kinds(theirs, known), why, found.random, changed)
+    reason = found.why and (f"{found.operator}: {found.why}" if found.operator else found.why)
+    return Seen(_with_kinds(ours, known), _with_kinds(theirs, known), reason, found.random, changed)
 
 
-def _fake(tensor: Tensor, place: int, found: Found) -> torch.Tensor:
-    spec = (tensor.small, tensor.large)[place]
-    fake = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
-    if place == 0:
-        found.origins[id(fake)] = len(found.alive)
-        found.kinds[id(fake)] = tensor.kind
-        found.alive.append(fake)
+def _fake(tensor: Tensor, found: Found) -> torch.Tensor:
+    """A tensor without data at the small size, known by what it is."""
+    fake = _empty(tensor.small)
+    found.origins[id(fake)] = len(found.alive)
+    found.kinds[id(fake)] = tensor.kind
+    found.alive.append(fake)
     return fake
+
+
+def _empty(spec: Spec) -> torch.Tensor:
+    return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
 
 
 def _kinds_of(ours: Any, theirs: Any, found: Found, sizes: Sizes) -> list[Tensor]:
@@ -92,7 +97,9 @@ def _kinds_of(ours: Any, theirs: Any, found: Found, sizes: Sizes) -> list[Tensor
     made = []
     for one, other in pairs:
         small, large = Spec.of(one), Spec.of(other)
-        kind = found.kinds.get(id(one), None if small.shape == large.shape else sizes.by_shape(small.shape, large.shape))
+        kind = found.kinds.get(
+            id(one), None if small.shape == large.shape else sizes.by_shape(small.shape, large.shape)
+        )
         made.append(Tensor(small, large, kind))
     return made
 
@@ -118,7 +125,8 @@ def _as_captured(forms: tuple[Any, Any], sizes: Sizes) -> tuple[Any, Any]:
     ours, theirs = (pytree.tree_leaves(form, is_leaf=lambda leaf: isinstance(leaf, Spec)) for form in forms)
     pairs = [(a, b) for a, b in zip_longest(ours, theirs) if isinstance(a, Spec) or isinstance(b, Spec)]
     known = [
-        Tensor(a, b, sizes.by_shape(a.shape, b.shape)) if isinstance(a, Spec) and isinstance(b, Spec)
+        Tensor(a, b, sizes.by_shape(a.shape, b.shape))
+        if isinstance(a, Spec) and isinstance(b, Spec)
         else Tensor(a or b, b or a, MIXED)
         for a, b in pairs
     ]

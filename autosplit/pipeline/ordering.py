@@ -60,17 +60,23 @@ def reordered(call: Call) -> list[Kind] | None:
     if not any(isinstance(kind, _SPECIAL) for kind in kinds):
         return None
     first = kinds[0]
-    if name in _COPIES or (name == "cumsum" and first == Counts(getattr(first, "by", ""))):
-        return [replace(first, summed=True)] if isinstance(first, Counts) and name == "cumsum" else [first]
+    if name in _COPIES:
+        return [first]
     if name == "floor_divide" or (name == "div" and call.small.get("rounding_mode") == "floor"):
         return _shared(call, first)
-    if name == "empty_like" and isinstance(first, (Order, Inverse)):
-        return [Rows(0, None)]
-    rule = {"histc": _counted, "index": _taken, "index_put": _inverse, "index_add": _put_back}.get(name)
+    rule = {
+        "histc": _counted,
+        "cumsum": _ends,
+        "empty_like": _empty,
+        "index": _taken,
+        "index_put": _inverse,
+        "index_add": _put_back,
+    }.get(name)
     rule = _grouped if name in _GROUPED else rule
     if rule is not None and (found := rule(call)) is not None:
         return [found]
-    return _as_rows(call)
+    _as_rows(call)
+    return None
 
 
 def _as_rows(call: Call) -> None:
@@ -102,6 +108,15 @@ def _counted(call: Call) -> Kind:
     keys, bins = call.kinds["self"], call.small["bins"]
     whole = call.small["min"] == 0 and call.small["max"] == bins - 1 and not call.differing()
     return Counts(keys.by) if isinstance(keys, Keys) and whole else None
+
+
+def _ends(call: Call) -> Kind:
+    counts = call.kinds["self"]
+    return replace(counts, summed=True) if isinstance(counts, Counts) and not counts.summed else None
+
+
+def _empty(call: Call) -> Kind:
+    return Rows(0, None) if isinstance(call.kinds["self"], (Order, Inverse)) else None
 
 
 def _taken(call: Call) -> Kind:
@@ -150,4 +165,3 @@ def _grouped(call: Call) -> Kind:
 def name_of_order(kind: Any, name: str) -> Any:
     """A kind of a sort that just ran, with the name of its node."""
     return replace(kind, by=name) if getattr(kind, "by", None) == 0 and type(kind.by) is int else kind
-

@@ -204,11 +204,18 @@ class _Walk:
                 {self.twins[node]: value for node, value in zip(outside, args, strict=True)},
             ),
         )
-        forms = [[p.facts[n].form for n in nodes] for p, nodes in ((self.small, left), (self.large, map(self.twins.__getitem__, left)))]
+        forms = [
+            [p.facts[n].form for n in nodes]
+            for p, nodes in ((self.small, left), (self.large, map(self.twins.__getitem__, left)))
+        ]
         seen = look(runs, (ours, theirs), (forms[0], forms[1]), self.sizes)
-        self.values |= {node: (None, None) for node in region}
+        self.values |= dict.fromkeys(region, (None, None))
         for place, node in enumerate(left):
-            self._keep(node, replace(seen, small=seen.small[place], large=seen.large[place]), [n for v in ours for n in _names(v)])
+            self._keep(
+                node,
+                replace(seen, small=seen.small[place], large=seen.large[place]),
+                [n for v in ours for n in _names(v)],
+            )
             seen = replace(seen, why=None, random=False)
 
     def _keep(self, node: fx.Node, seen: Seen, given: list[str]) -> None:
@@ -228,6 +235,8 @@ class _Walk:
         self.values[node] = mapped(seen.small, named), mapped(seen.large, named)
         if seen.why:
             self._say(node, seen.why)
+        if self.small.mode == "train" and "autograd_function_apply" in operator_name(node):
+            self._say(node, "the backward of an autograd.Function is its own: what it does is not followed")
         if seen.random:
             self.random.append(name)
         if facts.writes and "_norm" not in operator_name(node):
@@ -266,10 +275,9 @@ class _Walk:
         kind = value.kind
         if isinstance(kind, Part):
             return Merge(kind.kind, counted=kind.counted)  # type: ignore[arg-type]  # named in _keep
-        if isinstance(kind, Rows):
-            if kind.outer in (1, None) and not kind.numbers and kind.by is None:
-                return Merge("cat", kind.dim)
-        if kind is not None and kind != MIXED and kind != UNKNOWN:
+        if isinstance(kind, Rows) and kind.outer in (1, None) and not kind.numbers and kind.by is None:
+            return Merge("cat", kind.dim)
+        if kind not in (None, MIXED, UNKNOWN):
             self._say(result, f"output {place} does not have one sample after another")
         return Merge("same") if kind is None else None
 
@@ -281,7 +289,9 @@ def _callers(node: fx.Node, twin: fx.Node, walk: _Walk) -> tuple[Run, Run]:
 
 def _run_region(region: list[fx.Node], left: list[fx.Node], env: dict[fx.Node, Any]) -> list[Any]:
     for node in region:
-        env[node] = call_node(node, fx.node.map_arg((node.args, node.kwargs), env.__getitem__), node.graph.owning_module)
+        env[node] = call_node(
+            node, fx.node.map_arg((node.args, node.kwargs), env.__getitem__), node.graph.owning_module
+        )
     return [env[node] for node in left]
 
 

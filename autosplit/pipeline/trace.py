@@ -1,9 +1,9 @@
-"""What a node runs, operator by operator below autograd, at two batch sizes; and how each tensor depends on the batch."""
+"""What a node runs below autograd, at two batch sizes, and how each tensor there depends on the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -74,19 +74,40 @@ def follow(small: Sequence[Step], large: Sequence[Step], found: Found, sizes: Si
     """Give every tensor that the operators make its kind, from the kinds of those they start from.
 
     Args:
-        small, large: what ran at the two sizes.
+        small: what ran at the small size.
+        large: what ran at the large one.
         found: the kinds of the node's own tensors, to be completed.
         sizes: the two numbers of samples.
     """
     if [step.func for step in small] != [step.func for step in large]:
         found.why = found.why or "runs other operators for another number of samples"
         return found
+    if not _undone(small) or not _undone(large):
+        found.why = found.why or "changes the shape of a tensor in place"
+        return found
     for one, other in zip(small, large, strict=True):
+        _redo(one, other)
         if base_name(one.func) in _ONLY_CHECKS:
             continue
         found.random |= _is_random(one)
         _follow_step(one, other, found, sizes)
     return found
+
+
+def _undone(steps: Sequence[Step]) -> bool:
+    """Tensors have the shapes again that they had before dimensions were swapped in place; False where they cannot."""
+    for step in reversed(steps):
+        if torch.Tag.inplace_view in getattr(step.func, "tags", ()):
+            if step.func is not torch.ops.aten.transpose_.default:
+                return False
+            step.func(*step.args)
+    return True
+
+
+def _redo(*steps: Step) -> None:
+    for step in steps:
+        if step.func is torch.ops.aten.transpose_.default:
+            step.func(*step.args)
 
 
 def _follow_step(one: Step, other: Step, found: Found, sizes: Sizes) -> None:
@@ -201,7 +222,9 @@ def _check_writes(step: Step, kinds: list[Kind], found: Found) -> None:
 
 def _may_become(before: Kind, after: Kind) -> bool:
     """What was the same all along the batch may get samples; an inverse order is written as a whole."""
-    return isinstance(before, Rows) and (isinstance(after, Inverse) or (before.outer is None and isinstance(after, Rows)))
+    return isinstance(before, Rows) and (
+        isinstance(after, Inverse) or (before.outer is None and isinstance(after, Rows))
+    )
 
 
 def _change_views(target: torch.Tensor, kind: Kind, found: Found) -> None:
@@ -209,7 +232,17 @@ def _change_views(target: torch.Tensor, kind: Kind, found: Found) -> None:
     storage = target.untyped_storage()._cdata
     for tensor in found.alive:
         if tensor is not target and tensor.untyped_storage()._cdata == storage and found.kinds[id(tensor)] != kind:
-            found.kinds[id(tensor)] = MIXED
+            found.kinds[id(tensor)] = _beside(tensor, found.kinds[id(tensor)], target, kind)
+
+
+def _beside(tensor: torch.Tensor, was: Kind, target: torch.Tensor, kind: Kind) -> Kind:
+    """What a view is after a write to another one: its samples are in the same stretches of memory, or unknown."""
+    if not isinstance(was, Rows) or not isinstance(kind, Rows) or was.outer not in (None, kind.outer):
+        return UNKNOWN
+    step = target.stride(kind.dim)
+    near = abs(int(tensor.storage_offset()) - int(target.storage_offset())) < step
+    same = tensor.shape[was.dim] == target.shape[kind.dim] and tensor.stride(was.dim) == step
+    return replace(was, outer=kind.outer) if near and same else UNKNOWN
 
 
 def _follow_origin(step: Step, made: list[torch.Tensor], found: Found) -> None:
@@ -227,4 +260,3 @@ def record(run: Callable[[], Any]) -> tuple[list[Step], Any]:
     with recorder:
         result = run()
     return recorder.steps, result
-

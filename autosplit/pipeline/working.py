@@ -55,9 +55,9 @@ def linear(call: Call) -> Kind:
     if name in ("add", "sub", "rsub") and not call.differing():
         scalar = not isinstance(call.small["other"], torch.Tensor)
         return alike([*kinds, None] if scalar else kinds)
-    if name in ("mul", "div") and len(parts) == 1 and not call.small.get("rounding_mode"):
-        if name == "mul" or isinstance(call.kinds.get("self"), Part):
-            return _scaled(call, parts[0])
+    scales = name == "mul" or (name == "div" and isinstance(call.kinds.get("self"), Part))
+    if scales and len(parts) == 1 and not call.small.get("rounding_mode"):
+        return _scaled(call, parts[0])
     raise MixingError(f"is not linear in a {parts[0].kind} over the batch")
 
 

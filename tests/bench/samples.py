@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from autosplit.pipeline import follow_samples
 from micro_batches import compared, programs
 from zoo_models import ENTRIES, Entry
+
+from autosplit.pipeline import follow_samples
 
 MODES = ("infer", "train")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro_batches import call, capture, compared, cut, gap, merge_all, programs, resized
+from micro_batches import compared, programs
 from models import ARCHITECTURES
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -55,15 +55,11 @@ def filled(x):
 def experts(x):
     rows = x.reshape(-1, 6)
     order = rows[:, 0].round().long().clamp(0, 3)
-    keys, places = torch.sort(order.repeat_interleave(2))
+    _, places = torch.sort(order.repeat_interleave(2))
     sorted_rows = rows[places // 2] * 2
     back = torch.empty_like(places)
     back[places] = torch.arange(places.shape[0])
     return sorted_rows[back].view(-1, 2, 6).sum(1)
-
-
-def vmapped(x):
-    return torch.vmap(lambda row: row * row.sum())(x)
 
 
 ROWS, MEAN, SUM = Merge("cat", 0), Merge("mean"), Merge("sum")
@@ -81,7 +77,6 @@ EXACT = {
     "positions": (positions, ROWS),
     "in place": (in_place, ROWS),
     "filled": (filled, ROWS),
-    "vmap": (vmapped, ROWS),
     "experts": (experts, ROWS),
     "mean": (lambda x: x.square().mean(), MEAN),
     "sum": (lambda x: x.sum() * 2, SUM),
@@ -180,9 +175,10 @@ def test_targets_that_are_ignored_weigh_nothing() -> None:
     x, y = torch.randn(4, 3, 6), torch.tensor([[0, -1, -1, 2], [1, -1, 1, -1], [1, 2, 3, 4], [2, 0, 1, 2]])
     samples, gaps = compared(Classifies(), {"x": x, "y": y})
     (merge,) = samples.outputs
-    assert merge is not None and merge.kind == "mean" and merge.counted is not None and merge.counted[1] == -1
-    assert not samples.mixing
-    assert gaps[0] is not None and gaps[0] <= CLOSE
+    assert merge is not None
+    assert merge.counted is not None
+    assert (merge.kind, merge.counted[1], samples.mixing) == ("mean", -1, ())
+    assert max(g for g in gaps if g is not None) <= CLOSE
 
 
 def test_random_numbers_are_said_and_do_not_mix() -> None:
@@ -218,11 +214,9 @@ def test_other_operators_at_another_size_are_not_known() -> None:
 def test_architectures_are_exact(architecture: Any) -> None:
     torch.manual_seed(0)
     model, inputs = architecture.build(1)
-    for name, labels in inputs.items():
-        if name == "labels" and labels.dim() == 2:
-            labels = labels.clone()
-            labels[0, :5] = -100
-            inputs = inputs | {"labels": labels}
+    if inputs.get("labels", torch.zeros(())).dim() == 2:
+        inputs["labels"] = inputs["labels"].clone()
+        inputs["labels"][0, :5] = -100
     samples, gaps = compared(model, inputs)
     assert samples.mixing == ()
     assert None not in samples.outputs
@@ -233,7 +227,7 @@ def test_architectures_are_exact(architecture: Any) -> None:
 @given(st.integers(0, 2**32))
 def test_random_models_are_never_wrongly_exact(seed: int) -> None:
     rng = random.Random(seed)
-    names = sorted(strategies._STEPS)
+    names = sorted(set(strategies._STEPS) - {"factory", "view", "expand"})  # which have a fixed number of rows
     recipe = tuple((rng.choice(names), rng.randrange(99), rng.randrange(99)) for _ in range(rng.randint(1, 8)))
     torch.manual_seed(seed)
     inputs = (torch.randn(strategies.ROWS, strategies.WIDTH, dtype=torch.float64),)

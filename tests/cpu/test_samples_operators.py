@@ -43,7 +43,7 @@ def named(args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def check(function: Any, args: Any, kwargs: Any, dim: int) -> str:
-    """"exact" after a comparison, else why not."""
+    """ "exact" after a comparison, else why not."""
     whole = resized((args, kwargs), LARGE, dim)
     parts = cut(whole, LARGE, LARGE // SMALL, dim)
     small = program(function, *resized((args, kwargs), SMALL, dim))
