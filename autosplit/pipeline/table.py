@@ -39,7 +39,8 @@ _FACTORIES = """zeros ones full empty empty_strided new_zeros new_ones new_full 
 
 _LOSSES = "mse_loss smooth_l1_loss huber_loss binary_cross_entropy soft_margin_loss"
 
-_REDUCTIONS = """amax amin max min argmax argmin prod var std var_mean std_mean any all logsumexp linalg_vector_norm norm
+_REDUCTIONS = """amax amin max min argmax argmin prod var std var_mean std_mean any all logsumexp linalg_vector_norm
+        norm
     median nanmedian mode kthvalue aminmax"""
 
 
@@ -165,7 +166,7 @@ _BY_OVERLOAD: dict[Any, Rule] = {
 _SIZES = """view _unsafe_view reshape _reshape_alias expand repeat slice split split_with_sizes unsafe_split arange
     unsafe_split_with_sizes native_group_norm"""
 _SIZED = frozenset([*_SIZES.split(), *_FACTORIES.split()])
-"""Operators that may be told the number of samples: what they make of it is in the shape, or looked at by their rule."""
+"""Operators that may be told the number of samples: what they make of it is in the shape, or their rule looks at it."""
 
 _NOT_BY_TAG = ("equal", "allclose", "is_same_size")
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from autosplit.pipeline import follow_samples
 from autosplit.program import Input, Program, Spec
 
-SAMPLES = int(os.environ.get("SAMPLES_PER_OPERATOR", "3"))
+SAMPLES = int(os.environ.get("SAMPLES_PER_OPERATOR", "1"))
 
 
 def program(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Program:
