@@ -19,7 +19,7 @@ _POINTWISE = """_to_copy copy fill zero masked_fill dropout native_dropout berno
     softplus hardswish mish rand_like randn_like randint_like max min _conj_physical"""
 
 _ALONG_DIM = """_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod cummax cummin logcumsumexp sort
-    topk glu linalg_cross flip renorm _fft_r2c _fft_c2c _fft_c2r"""
+    topk glu linalg_cross flip _fft_r2c _fft_c2c _fft_c2r"""
 
 _LAST = {
     1: """avg_pool1d adaptive_avg_pool1d reflection_pad1d replication_pad1d upsample_nearest1d upsample_linear1d
