@@ -134,7 +134,7 @@ def step_of(model: nn.Module, name: str) -> Callable[[], None]:
 def on_rank(rank: int, name: str, rounds: int, steps: int, microbatches: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    how = {"strategy": "pipeline", "microbatches": microbatches, "schedule": "1f1b"}
+    how = {"strategy": "pipeline", "microbatches": microbatches, "schedule": "1f1b", "profile": True}
     ours = autosplit.partition(MODELS[name](), ["cpu"], kwargs=inputs(name), **how)
     equal_plan = equal_layers(MODELS[name](), name, microbatches)
     equal = autosplit.partition(MODELS[name](), ["cpu"], kwargs=inputs(name), plan=equal_plan)
