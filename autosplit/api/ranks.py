@@ -157,7 +157,8 @@ class RankCaller(Caller):
         devices = _devices(plan, self._crew.seat)
         homes = {name: home for name, home in plan.weights.items() if home in devices}
         line = line_of(small, pipeline, plan.placement, homes, devices, pieces.samples)
-        schedule = pipeline.schedule if model.training else "gpipe"
+        waits = not model.training and pipeline.schedule == "1f1b"  # nobody trains: go back only if asked to
+        schedule = "gpipe" if waits else pipeline.schedule
         return RankCall(line, count, samples // count, pieces.samples, devices, schedule, crew=self._crew)
 
     def _tell(self, words: str) -> None:

@@ -46,7 +46,7 @@ def by_hand(name: str, schedule: Any, ranks: list[int]) -> autosplit.Plan:
 def on_rank(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for schedule, ranks in SCHEDULES.items():
-        found[schedule], _ = on_ranks("moe", plan=by_hand("moe", schedule, ranks))
+        found[schedule], _ = on_ranks("moe", evaluates=True, plan=by_hand("moe", schedule, ranks))
     with pytest.raises(autosplit.PlanError) as caught:
         on_ranks("moe", plan=by_hand("moe", "zbvzerobubble", LOOPED))
     found["refused"] = str(caught.value)
@@ -54,7 +54,7 @@ def on_rank(rank: int) -> dict[str, Any]:
 
 
 def test_four_stages_on_two_ranks(tmp_path: Path) -> None:
-    want = alone("moe", MICROBATCHES)
+    want = alone("moe", MICROBATCHES, evaluates=True)
     for said in run_ranks(on_rank, RANKS, tmp_path):
         for schedule in SCHEDULES:
             # the passes for weights come apart from those for inputs, or in another order of micro-batches

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import msgspec
+import torch
 import torch.distributed as dist
 
 import autosplit
@@ -14,8 +15,11 @@ from ranks.models import batch, build, optimizer_of, part_of
 STEPS, MICROBATCHES = 10, 4
 
 
-def alone(name: str, microbatches: int = 1) -> list[float]:
-    """The losses of the model in one process; of several micro-batches the gradients are accumulated."""
+def alone(name: str, microbatches: int = 1, *, evaluates: bool = False) -> list[float]:
+    """The losses of the model in one process; of several micro-batches the gradients are accumulated.
+
+    ``evaluates``: one more, in eval() and without gradients.
+    """
     model = build(name)
     optimizer = optimizer_of(name, model.parameters())
     losses = []
@@ -28,10 +32,15 @@ def alone(name: str, microbatches: int = 1) -> list[float]:
             total = loss.detach() if total is None else total + loss.detach()
         optimizer.step()
         losses.append(float(total))
+    if evaluates:
+        with torch.no_grad():
+            losses.append(float(model.eval()(**batch(name, STEPS))["loss"]))
     return losses
 
 
-def on_ranks(name: str, replicas: int = 1, devices: Any = ("cpu",), **how: Any) -> tuple[list[float], autosplit.Plan]:
+def on_ranks(
+    name: str, replicas: int = 1, devices: Any = ("cpu",), *, evaluates: bool = False, **how: Any
+) -> tuple[list[float], autosplit.Plan]:
     """This rank's losses, averaged over the replicas, and the plan; ``how`` goes to partition."""
     warnings.simplefilter("ignore", UserWarning)
     place = dist.get_rank() * replicas // dist.get_world_size()
@@ -47,6 +56,9 @@ def on_ranks(name: str, replicas: int = 1, devices: Any = ("cpu",), **how: Any) 
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         losses.append(float(mean) / dist.get_world_size())
+    if evaluates:
+        with torch.no_grad():
+            losses.append(float(split.eval()(**batch(name, STEPS))["loss"]))
     return losses, split.plan
 
 
