@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
-from torch.distributed.pipelining.schedules import get_schedule_class
+from torch.distributed.pipelining.schedules import FORWARD, RECV_F, SEND_F, get_schedule_class
 
 from autosplit.errors import PlanError
 from autosplit.pipeline.stage import StageModule, Values
@@ -17,6 +17,7 @@ from autosplit.schedule import ScheduleName
 
 _OF_ONE_STAGE = ("gpipe", "1f1b")
 _FOLDED = ("zbvzerobubble",)
+_FORWARD = (FORWARD, RECV_F, SEND_F)
 
 Weigh = Callable[[int, torch.Tensor], torch.Tensor]
 
@@ -181,9 +182,13 @@ def _make(
     is_single = schedule in _OF_ONE_STAGE
     kind = get_schedule_class(schedule)
     try:
-        return kind(stages[0] if is_single else stages, microbatches, loss_fn=loss, scale_grads=False)
+        made: Any = kind(stages[0] if is_single else stages, microbatches, loss_fn=loss, scale_grads=False)
     except ValueError as error:
         raise PlanError(f"schedule {schedule!r} with {microbatches} micro-batches: {error}") from error
+    if loss is None and not is_single:  # torch's own forward-only run fails where a rank has two stages in a row
+        for rank, actions in made.pipeline_order_with_comms.items():
+            made.pipeline_order_with_comms[rank] = [a for a in actions if a.computation_type in _FORWARD]
+    return made
 
 
 def _alias(weight: Any) -> Any:
