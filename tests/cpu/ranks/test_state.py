@@ -110,9 +110,9 @@ def misuse(split: nn.Module, rank: int) -> dict[str, str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("state")
+@pytest.fixture
+def trained(tmp_path: Path) -> dict[str, Any]:
+    folder = tmp_path
     model = build("gpt2")
     names = list(model.state_dict())
     optimizer = optimizer_of("gpt2", model.parameters())
@@ -125,7 +125,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"model": model, "names": names, "losses": losses, "logits": logits, "said": said, "folder": folder}
 
 
-def test_each_rank_holds_its_part_under_the_models_names(trained: dict[str, Any]) -> None:
+def check_each_rank_holds_its_part_under_the_models_names(trained: dict[str, Any]) -> None:
     parts = [said["names"] for said in trained["said"]]
     assert set(parts[0]) | set(parts[1]) == set(trained["names"])
     assert set(parts[0]) & set(parts[1]) == {"transformer.wte.weight", "lm_head.weight"}  # tied
@@ -137,13 +137,13 @@ def test_each_rank_holds_its_part_under_the_models_names(trained: dict[str, Any]
         assert said["replica"] == 0
 
 
-def test_one_process_to_two_ranks(trained: dict[str, Any]) -> None:
+def check_one_process_to_two_ranks(trained: dict[str, Any]) -> None:
     for said in trained["said"]:
         assert said["losses"] == pytest.approx(trained["losses"], rel=5e-6)
         torch.testing.assert_close(said["logits"], trained["logits"], rtol=1e-4, atol=1e-5)
 
 
-def test_two_ranks_to_one_process(trained: dict[str, Any]) -> None:
+def check_two_ranks_to_one_process(trained: dict[str, Any]) -> None:
     model = other_weights()
     optimizer = optimizer_of("gpt2", model.parameters())
     load(model, optimizer, trained["folder"] / "two", no_dist=True)
@@ -153,27 +153,37 @@ def test_two_ranks_to_one_process(trained: dict[str, Any]) -> None:
     assert steps(model, optimizer, range(6, 7)) == pytest.approx(want, rel=5e-6)
 
 
-def test_safetensors_of_a_part(trained: dict[str, Any]) -> None:
+def check_safetensors_of_a_part(trained: dict[str, Any]) -> None:
     found: dict[str, torch.Tensor] = {}
     for rank in range(2):
         found |= load_file(trained["folder"] / f"part{rank}.safetensors")
     assert set(found) | {"transformer.wte.weight", "lm_head.weight"} == set(trained["names"])
 
 
-def test_a_state_dict_may_be_whole_or_a_part(trained: dict[str, Any]) -> None:
+def check_a_state_dict_may_be_whole_or_a_part(trained: dict[str, Any]) -> None:
     for said in trained["said"]:
         assert "All keys matched" in said["whole"]
         assert "All keys matched" in said["partial"]
         assert said["loaded"]
 
 
-def test_misuse_says_what_to_do(trained: dict[str, Any]) -> None:
+def check_misuse_says_what_to_do(trained: dict[str, Any]) -> None:
     for said in trained["said"]:
         words = said["misuse"]
         assert "schedule='gpipe'" in words["other output"]
         assert "DistributedSampler(data, num_replicas=1, rank=split.replica)" in words["other batch"]
         assert "twice" in words["twice"]
         assert words["in eval"] == "True"
+
+
+def test_two_ranks(trained: dict[str, Any]) -> None:
+    """One test, as the ranks are started once for all of it."""
+    check_each_rank_holds_its_part_under_the_models_names(trained)
+    check_one_process_to_two_ranks(trained)
+    check_two_ranks_to_one_process(trained)
+    check_safetensors_of_a_part(trained)
+    check_a_state_dict_may_be_whole_or_a_part(trained)
+    check_misuse_says_what_to_do(trained)
 
 
 def in_four(rank: int, folder: Path, two: bytes) -> dict[str, Any]:
@@ -197,6 +207,6 @@ def test_one_process_to_four_ranks(trained: dict[str, Any], tmp_path: Path) -> N
         build("gpt2"), cluster, kwargs=batch("gpt2"), strategy="pipeline", microbatches=4, profile=False
     )
     assert BATCH % 4 == 0
-    for said in run_ranks(in_four, 4, tmp_path, trained["folder"], with_schedule(plan, "gpipe", 2).to_json()):
+    for said in run_ranks(in_four, 4, tmp_path / "four", trained["folder"], with_schedule(plan, "gpipe", 2).to_json()):
         assert said["deep"] == pytest.approx(trained["losses"], rel=5e-6)
         assert said["hybrid"] == pytest.approx(trained["losses"], rel=5e-6)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch.distributed.device_mesh import init_device_mesh
 
-import autosplit
 from ranks.harness import run_ranks
 from ranks.models import MODELS, TIED
 from ranks.training import MICROBATCHES, alone, on_ranks, with_schedule
@@ -16,30 +14,27 @@ from ranks.training import MICROBATCHES, alone, on_ranks, with_schedule
 PIPELINE = {"strategy": "pipeline", "microbatches": MICROBATCHES, "schedule": "1f1b"}
 
 
-def in_two_ranks(rank: int, names: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in names:
-        losses, plan = on_ranks(name, **PIPELINE)
-        found[name] = {"1f1b": losses, "plan": plan.to_json()}
-        found[name]["gpipe"], _ = on_ranks(name, plan=with_schedule(plan, "gpipe"))
-        if name != "resnet":  # batch norm's statistics are of a micro-batch, and of a replica
-            found[name]["replicate"], _ = on_ranks(name, replicas=2, strategy="replicate")
+def in_two_ranks(rank: int, name: str) -> dict[str, list[float]]:
+    found = {}
+    found["1f1b"], plan = on_ranks(name, **PIPELINE)
+    assert plan.strategy == "pipeline"
+    found["gpipe"], _ = on_ranks(name, plan=with_schedule(plan, "gpipe"))
+    if name != "resnet":  # batch norm's statistics are of a micro-batch, and of a replica
+        found["replicate"], _ = on_ranks(name, replicas=2, strategy="replicate")
     return found
 
 
-def in_four_ranks(rank: int, name: str, plan: bytes, deep: bool) -> dict[str, list[float]]:
-    two = autosplit.Plan.from_json(plan)
+def in_four_ranks(rank: int, name: str) -> dict[str, list[float]]:
+    found = {}
+    found["hybrid"], plan = on_ranks(name, 2, **(PIPELINE | {"strategy": "hybrid"}))
+    assert (plan.strategy, plan.replicas) == ("hybrid", 2)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "pp"))
-    found = {"mesh": on_ranks(name, 2, mesh, plan=with_schedule(two, "gpipe", replicas=2))[0]}
-    if deep:
-        found["hybrid"] = on_ranks(name, 2, plan=with_schedule(two, "1f1b", replicas=2))[0]
-        found["1f1b"], _ = on_ranks(name, **PIPELINE)
+    found["mesh"], _ = on_ranks(name, 2, mesh, plan=with_schedule(plan, "gpipe", replicas=2))
     return found
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks(in_two_ranks, 2, tmp_path_factory.mktemp("two"), list(MODELS))
+def in_four_stages(rank: int, name: str) -> dict[str, list[float]]:
+    return {"1f1b": on_ranks(name, **PIPELINE)[0]}
 
 
 def check(name: str, losses: list[float], *, same_sums: bool = True) -> None:
@@ -58,29 +53,32 @@ def check(name: str, losses: list[float], *, same_sums: bool = True) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-def test_two_stages_on_two_ranks(two_ranks: list[dict[str, Any]], name: str, schedule: str) -> None:
-    for said in two_ranks:
-        check(name, said[name][schedule])
-    assert autosplit.Plan.from_json(two_ranks[0][name]["plan"]).strategy == "pipeline"
+def test_two_ranks(tmp_path: Path, name: str) -> None:
+    for said in run_ranks(in_two_ranks, 2, tmp_path, name):
+        check(name, said["1f1b"])
+        check(name, said["gpipe"])
+        if "replicate" in said:
+            assert said["replicate"] == pytest.approx(alone(name), rel=5e-6)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5", "moe"])
-def test_two_replicas(two_ranks: list[dict[str, Any]], name: str) -> None:
-    for said in two_ranks:
-        assert said[name]["replicate"] == pytest.approx(alone(name), rel=5e-6)
+def check_hybrid(name: str, folder: Path) -> None:
+    for said in run_ranks(in_four_ranks, 4, folder, name):
+        check(name, said["hybrid"], same_sums=False)
+        check(name, said["mesh"], same_sums=False)
 
 
-def test_two_replicas_of_two_stages(two_ranks: list[dict[str, Any]], tmp_path: Path) -> None:
-    for said in run_ranks(in_four_ranks, 4, tmp_path, "moe", two_ranks[0]["moe"]["plan"], False):
-        check("moe", said["mesh"], same_sums=False)
+def test_two_replicas_of_two_stages(tmp_path: Path) -> None:
+    check_hybrid("moe", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_two_replicas_of_two_stages_of_the_others(tmp_path: Path, name: str) -> None:
+    check_hybrid(name, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
-def test_four_ranks(two_ranks: list[dict[str, Any]], tmp_path: Path, name: str) -> None:
-    for said in run_ranks(in_four_ranks, 4, tmp_path, name, two_ranks[0][name]["plan"], True):
+def test_four_stages(tmp_path: Path, name: str) -> None:
+    for said in run_ranks(in_four_stages, 4, tmp_path, name):
         check(name, said["1f1b"])
-        if name != "resnet":
-            check(name, said["hybrid"], same_sums=False)
-            check(name, said["mesh"], same_sums=False)
