@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from autosplit.api.batch import Trials
+from autosplit.api.pipelining import Pieces, evaluate_pipeline
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import does_not_fit, over
 from autosplit.device import HOST, Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.estimate.judge import Judge
 from autosplit.estimate.pipeline import Timed, pipeline_step, stage_order
+from autosplit.estimate.spans import of_pipeline
 from autosplit.graph import CostGraph
-from autosplit.placement import CostModel, Objective, Pipeline, Placement
+from autosplit.pipeline import Samples, follow_samples
+from autosplit.pipeline.batches import sizes
+from autosplit.placement import CostModel, Objective, Pipeline, Placement, Span
 from autosplit.predict import Workload
 from autosplit.program import Program, Spec
 from autosplit.solvers import solve
@@ -23,6 +28,9 @@ Order = Literal["gpipe", "1f1b"]
 
 _MOST_FOR_A_STAGE = 8
 """Micro-batches for each stage: more would win less than a hundredth of the bubble, and small operators lose more."""
+
+_MOST_RUN = 40_000
+"""Nodes times micro-batches that are run on fakes to see what they hold: some ten seconds."""
 
 _SHARES = (1.0, 0.94, 0.88, 0.82, 0.76)
 """Of each capacity: tried in turn, as what is reserved beyond the estimate is not smooth in the placement."""
@@ -70,6 +78,11 @@ class Sketch:
         return self.microbatches * self.judge.transfer_ns(self.labels)
 
     @property
+    def spans(self) -> tuple[Span, ...]:
+        """The step, pass by pass."""
+        return of_pipeline(self.timed, self.devices)
+
+    @property
     def pipeline(self) -> Pipeline:
         """As a plan holds it."""
         stages: dict[str, list[str]] = {device: [] for device in self.devices}
@@ -93,6 +106,7 @@ class Piped:
     sketch: Sketch
     problem: Problem
     candidate: Candidate
+    samples: Samples
 
 
 class Pipelines:
@@ -160,7 +174,8 @@ class Pipelines:
 
         Raises:
             CapacityError: none was found that fits.
-            PlanError: the model cannot be captured with fewer samples, or nothing can be cut off it.
+            PlanError: the model cannot be captured with fewer samples, nothing can be cut off it, its outputs cannot
+                be merged, or micro-batches would compute something else and a pipeline was not asked for.
         """
         counts = self.counts(len(self.problem.cluster.devices))
         middle = len(counts) // 2
@@ -175,6 +190,7 @@ class Pipelines:
             best = min([first, *filter(None, others)], key=lambda found: found.timed.makespan_ns)
             if best.microbatches != count:
                 best = min(best, self._solved(best.microbatches), key=lambda found: found.timed.makespan_ns)
+            self._refuse_mixing()
             return best
         assert refused is not None  # there is one count at least
         raise refused
@@ -193,14 +209,42 @@ class Pipelines:
             if key in seen:
                 continue
             seen.add(key)
-            held = self._held(found, problem)
-            candidate = held.evaluate(found.placement)
-            short = sum(over(held, candidate).values())
+            candidate = self._evaluated(found, problem)
+            short = sum(over(self.problem, candidate).values())
             if not short:
-                return Piped(found, held, candidate)
-            misses.append((short, held, candidate))
+                return Piped(found, problem, candidate, self._followed)
+            misses.append((short, problem, candidate))
         _, held, candidate = min(misses, key=lambda miss: miss[0])
         raise does_not_fit(held, candidate)
+
+    @cached_property
+    def _followed(self) -> Samples:
+        """Where the samples are, by the whole call and a capture of fewer, as far as there is one."""
+        others = [batch for batch in self.trials.captured if batch and 1 < batch < self.samples]
+        small = others[0] if others else 2
+        large = self.samples if self.samples > small else small + 1
+        return follow_samples(self.trials.problem(small).program, self.trials.problem(large).program)
+
+    def _pieces(self, sketch: Sketch) -> Pieces:
+        """The captures that its calls are made of."""
+        parts = {*sizes(self.samples, sketch.microbatches)}
+        return Pieces({part: self.trials.problem(part).program for part in parts}, self._followed)
+
+    def _refuse_mixing(self) -> None:
+        """Micro-batches that would compute something else are only for those who ask for them."""
+        found = self._followed
+        unknown = [place for place, merge in enumerate(found.outputs) if merge is None]
+        if unknown and found.mixing:
+            raise PlanError(f"output {unknown[0]} cannot be merged from those of micro-batches: {found.mixing[0]}")
+        if found.mixing and self.request.strategy == "auto":
+            raise PlanError(f"samples of a batch see each other: {found.mixing[0]}")
+
+    def _evaluated(self, sketch: Sketch, problem: Problem) -> Candidate:
+        """The pipeline run on fakes: all its micro-batches, or of a large model each device's share of them."""
+        if len(problem.graph) * sketch.microbatches > _MOST_RUN:
+            return self._held(sketch, problem).evaluate(sketch.placement)
+        parts = sizes(self.samples, sketch.microbatches)
+        return evaluate_pipeline(self.problem, sketch.placement, sketch.pipeline, self._pieces(sketch), parts)
 
     def _tries(self, sketch: Sketch, graph: CostGraph) -> Iterator[Sketch]:
         """The sketch at the costs of its own capture, then others that hold less by the estimate."""

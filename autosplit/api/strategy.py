@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -12,7 +13,7 @@ from autosplit.api.pipelines import Piped, Pipelines
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import fitting, search
 from autosplit.api.weighing import WORTH, Replicas, Weighing
-from autosplit.errors import CapacityError, PlanError
+from autosplit.errors import AutosplitError, CapacityError, PlanError
 from autosplit.estimate.replicas import BUCKET_BYTES, gradient_bytes, group_exchange_ns
 from autosplit.placement import Option, Plan
 from autosplit.units import format_bytes
@@ -73,7 +74,7 @@ def decide(trials: Trials, problem: Problem) -> Plan:
 
 
 def _best(trials: Trials, problem: Problem) -> Plan:
-    refused: CapacityError | None = None
+    refused: AutosplitError | None = None
     try:
         found = search(problem)
     except CapacityError as error:
@@ -91,9 +92,9 @@ def _best(trials: Trials, problem: Problem) -> Plan:
         try:
             plan, exact = _plan(weighing, option)
             made[option.strategy], options[option.strategy] = plan, exact
-        except CapacityError as error:  # the exact prediction says no: the next best
+        except (CapacityError, PlanError) as error:  # what runs does not fit, or cannot be cut so: the next best
             refused = refused or error
-            words = f"the estimate let it through, the exact prediction does not: {error}"
+            words = f"the estimate let it through, but not what would run: {error}"
             options[option.strategy] = msgspec.structs.replace(option, step_ns=None, busy_ns=None, words=words)
     assert refused is not None  # nothing was possible, or it was refused
     raise refused
@@ -209,7 +210,7 @@ def _piped_plan(weighing: Weighing, piped: Piped, reason: str) -> Plan:
         reason=reason,
         notes=_notes(piped, weighing.samples or 0),
         pipeline=sketch.pipeline,
-        figures=Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns),
+        figures=Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns, sketch.spans),
     )
     return describe(weighing.problem, piped.candidate, choice)
 
@@ -220,12 +221,12 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str) -> tuple[P
     if replicas.sketch is not None:
         piped = Pipelines(weighing.trials, replicas.problem).settled(replicas.sketch)
         sketch, candidate, notes = piped.sketch, piped.candidate, _notes(piped, weighing.samples or 0)
-        figures = Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns)
+        figures = Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns, sketch.spans)
     else:
         candidate, notes = search(replicas.problem), ()
         figures = figures_of(replicas.problem, candidate.placement.devices)
     exchanged_ns = group_exchange_ns(weighing.graph, candidate.placement.devices, weighing.cluster, replicas.groups)
-    figures = Figures(figures.step_ns + exchanged_ns, figures.transfer_ns, figures.busy_ns)
+    figures = replace(figures, step_ns=figures.step_ns + exchanged_ns)
     launch = f"under torchrun --nproc-per-node={count}; in one process one runs, on {used}"
     choice = Choice(
         "hybrid",
@@ -241,9 +242,15 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str) -> tuple[P
 
 def _notes(piped: Piped, samples: int) -> tuple[str, ...]:
     """What a pipeline rests on."""
-    count = piped.sketch.microbatches
+    count, found = piped.sketch.microbatches, piped.samples
+    said = tuple(
+        f"pipeline: samples of a batch see each other, and now only those of a micro-batch: {line}"
+        for line in found.mixing[:3]
+    )
+    if found.random:
+        said += (f"pipeline: {found.random[0]} and the like draw other random numbers than for the call as a whole",)
     return (
-        f"pipeline: {count} micro-batches of up to {-(-samples // count)} samples; transfers are told of one of them",
+        f"pipeline: {count} micro-batches of up to {-(-samples // count)} samples; a transfer is sent in as many parts",
         "pipeline: each stage's passes in the order of its schedule, copies between stages beside what they compute",
-        "pipeline: what forward computes over the batch, as batch norm its statistics, is of a micro-batch",
+        *said,
     )

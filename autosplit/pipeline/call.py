@@ -141,13 +141,15 @@ class Call:
             if self.results[i] is not None and any(leaf.requires_grad for leaf in facts[node].leaves)
         ]
 
+        found, factor = step.gradients, step.scale
+        for name in self.dims:
+            own = [batch.get(name) for batch in step.batch_gradients]
+            if all(gradient is not None for gradient in own):
+                found[name] = torch.cat(own, self.dims[name])  # type: ignore[arg-type]  # none is None
+        del step  # what the micro-batches were is not wanted any more
+
         def gradients(loss: torch.Tensor) -> list[torch.Tensor | None]:
-            found = step.gradients
-            for name in self.dims:
-                own = [batch.get(name) for batch in step.batch_gradients]
-                if all(gradient is not None for gradient in own):
-                    found[name] = torch.cat(own, self.dims[name])  # type: ignore[arg-type]  # none is None
-            scale = loss * step.scale
+            scale = loss * factor
             return [found[name].mul_(scale.to(found[name].device)) if name in found else None for name in names]
 
         handed = hand_out(

@@ -16,6 +16,7 @@ from autosplit.pipeline.batches import Values, count_of
 from autosplit.pipeline.copies import Copy, send
 from autosplit.pipeline.local import Stages
 from autosplit.pipeline.samples import Merge
+from autosplit.program import goes_back
 from autosplit.schedule import Pass, ScheduleName, in_turn, orders
 
 
@@ -142,6 +143,7 @@ class Descent:
                 tensors.append(value)
                 seeds.append(gradient)
         if tensors:
+            goes_back(tensors)
             torch.autograd.backward(tensors, seeds)
         for name, leaf in self._taken.pop(key).items():
             if leaf.grad is not None:

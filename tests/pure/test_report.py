@@ -271,3 +271,7 @@ def test_the_parts_of_the_memory_are_a_row_a_device_largest_first():
     assert lines[row] == "gpu:0   optimizer 2.0 GiB, weights 1.0 GiB, reserve 1.0 MiB"
     assert lines[row + 1] == ""  # of the other device no parts are known
     assert not any(line.startswith("device  of that") for line in report.text(made()).splitlines())
+
+
+def test_printed_plan_is_its_table():
+    assert str(made()) == SPLIT
