@@ -69,7 +69,7 @@ def check(*, file: str, model: str | None, inputs: tuple[str, ...], allow_code: 
     checked = ["file: whole, of this version, and without contradiction"]
     if model is None:
         _refuse_edited(plan)
-        _say(plan, [*checked, "figures: as they were written"], ["model: none was given"], as_json)
+        _say(plan, plan, [*checked, "figures: as they were written"], ["model: none was given"], as_json)
         return
     from autosplit.cli.making import check_plan
 
@@ -77,11 +77,11 @@ def check(*, file: str, model: str | None, inputs: tuple[str, ...], allow_code: 
     checked.append(f"weights: {model} has the same names, shapes and dtypes, in the same order")
     if not is_graph_checked:
         _refuse_edited(plan)
-        _say(held, checked, ["graph: no inputs: give each as --input NAME=TYPE:SIZES"], as_json)
+        _say(plan, held, checked, ["graph: no inputs: give each as --input NAME=TYPE:SIZES"], as_json)
         return
     checked.append(f"graph: {len(held.placement)} nodes, as planned")
     checked.append("memory: predicted again, as planned" if held == plan else f"memory: {held.assumptions[0]}")
-    _say(held, checked, [], as_json)
+    _say(plan, held, checked, [], as_json)
 
 
 def _refuse_edited(plan: Plan) -> None:
@@ -92,7 +92,7 @@ def _refuse_edited(plan: Plan) -> None:
         )
 
 
-def _say(plan: Plan, checked: list[str], not_checked: list[str], as_json: bool) -> None:
+def _say(file: Plan, plan: Plan, checked: list[str], not_checked: list[str], as_json: bool) -> None:
     from autosplit.report import CheckDocument, CheckTable, encoded
 
     has = {device.name: device.memory_bytes for device in plan.cluster.devices}
@@ -101,7 +101,7 @@ def _say(plan: Plan, checked: list[str], not_checked: list[str], as_json: bool) 
         nodes=len(plan.placement),
         needs_bytes={name: device.reserved_bytes for name, device in plan.prediction.devices.items()},
         has_bytes=has,
-        is_edited=plan.is_edited,
+        is_edited=file.is_edited,
         checked=tuple(checked),
         not_checked=tuple(not_checked),
     )

@@ -95,7 +95,8 @@ def example_inputs(loaded: Loaded, specs: Mapping[str, InputSpec]) -> Inputs:
     defaults = _defaults(loaded.model)
     if not defaults:
         return Inputs((), bind(loaded.model, specs))
-    words = " ".join(f"--input {name}={spec.dtype}:{_sizes(spec)}" for name, spec in defaults.items())
+    short = {dtype: kind for kind, dtype in TYPES.items()}
+    words = " ".join(f"--input {name}={short[spec.dtype]}:{_sizes(spec)}" for name, spec in defaults.items())
     return Inputs((), bind(loaded.model, defaults), (f"inputs: none were given; taken as {words}",))
 
 
@@ -129,7 +130,8 @@ def _defaults(model: Any) -> dict[str, InputSpec]:
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
         if len(sides) != 2 or not all(isinstance(number, int) for number in (*sides, channels)):
             return {}
-        return {main: InputSpec(str(model.dtype).removeprefix("torch."), (1, channels, *sides))}
+        dtype = str(model.dtype).removeprefix("torch.")
+        return {main: InputSpec(dtype if dtype in TYPES.values() else "float32", (1, channels, *sides))}
     if main != "input_ids":
         return {}
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)

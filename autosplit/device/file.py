@@ -17,9 +17,11 @@ import msgspec
 from autosplit.catalogue import Rates
 from autosplit.device.cluster import Cluster, Device, Link
 from autosplit.errors import DeviceError
-from autosplit.files import read
+from autosplit.files import clean, quoted, read
 
 MAX_FILE_BYTES = 16 * 2**20
+
+_MOST_WORDS = 400  # characters of what a parser says of a file
 
 _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
     Cluster: {"devices": Device, "links": Link},
@@ -35,15 +37,16 @@ def read_cluster(path: str | Path) -> Cluster:
     Raises:
         DeviceError: the file cannot be read, is too large, is not TOML, has an unknown key, or contradicts itself.
     """
+    where = f"cluster file {quoted(path)}"
     try:
         data = read(path, MAX_FILE_BYTES)
         if len(data) > MAX_FILE_BYTES:
             raise DeviceError(f"more than {MAX_FILE_BYTES} bytes")
         return from_data(tomllib.loads(data.decode()))
     except OSError as error:
-        raise DeviceError(f"cluster file {str(path)!r}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, DeviceError) as error:
-        raise DeviceError(f"cluster file {str(path)!r}: {error}") from error
+        raise DeviceError(f"{where}: {error.strerror}") from error
+    except (ValueError, RecursionError, DeviceError) as error:  # ValueError: no TOML, no UTF-8, a number too long
+        raise DeviceError(f"{where}: {clean(str(error)[:_MOST_WORDS])}") from error
 
 
 def from_data(data: Mapping[str, Any]) -> Cluster:

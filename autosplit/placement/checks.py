@@ -38,6 +38,7 @@ def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
     _check_predicted(plan, names)
     _check_pipeline(plan)
     _check_breakdown(plan)
+    _check_spans(plan)
     _check_memory(plan)
     if graph is not None:
         check_placement(graph, plan.placement, plan.cluster)
@@ -71,6 +72,10 @@ def _check_predicted(plan: Plan, names: frozenset[str]) -> None:
     for name in {*plan.placement.values(), *plan.weights.values()}:
         if name not in plan.prediction.devices:
             raise PlanError(f"device {quoted(name)} is used, but nothing is predicted of it: plan again")
+    for span in plan.prediction.spans:
+        if not {span.device, span.to or HOST} <= names | {HOST} or span.end_ns < span.start_ns:
+            ends = f"{quoted(span.device)}{f' -> {quoted(span.to)}' if span.to else ''}"
+            raise PlanError(f"a span of {ends} from {span.start_ns} to {span.end_ns} ns is not possible")
     if plan.strategy in ("single", "replicate") and len(set(plan.placement.values())) > 1:
         raise PlanError(f"the strategy is {plan.strategy!r}, but nodes are placed on several devices")
     if plan.batch is not None and plan.batch < 1:
@@ -110,6 +115,17 @@ def _check_breakdown(plan: Plan) -> None:
             )
         if len(device.timeline.positions) != len(device.timeline.allocated_bytes):
             raise PlanError(f"prediction of {quoted(name)}: its timeline has not one size for each position")
+
+
+def _check_spans(plan: Plan) -> None:
+    """Each span is of known devices, and does not end before it starts."""
+    known = {*plan.cluster.names, HOST}
+    for span in plan.prediction.spans:
+        if not {span.device, span.to or HOST} <= known or span.end_ns < span.start_ns:
+            raise PlanError(
+                f"the schedule has {span.kind} on {span.device!r} from {span.start_ns} to {span.end_ns} ns"
+                f"{f' to {span.to!r}' if span.to else ''}: that is not possible on these devices; plan again"
+            )
 
 
 def _check_memory(plan: Plan) -> None:

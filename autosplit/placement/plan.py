@@ -195,10 +195,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             PlanError: too large, not JSON, unknown or repeated fields, another format version, or contradictory.
             CapacityError: by its own figures it does not fit its devices.
         """
-        if len(data) > MAX_PLAN_BYTES:
-            raise PlanError(f"plan of {format_bytes(len(data))}: the limit is {format_bytes(MAX_PLAN_BYTES)}")
         try:
             data = data.encode() if isinstance(data, str) else data
+            if len(data) > MAX_PLAN_BYTES:
+                raise PlanError(f"plan of {format_bytes(len(data))}: the limit is {format_bytes(MAX_PLAN_BYTES)}")
             found = msgspec.json.decode(data, type=_Format).format
             _check_format(PLAN_FORMAT if found is None else found)
             stored = msgspec.json.decode(data, type=StoredPlan)

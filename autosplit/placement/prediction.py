@@ -87,11 +87,11 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     device: str
     kind: Literal["forward", "backward", "send", "return"]
-    start_ns: int
-    end_ns: int
+    start_ns: Count
+    end_ns: Count
     to: str = ""
-    stage: int = 0
-    microbatch: int = 0
+    stage: Count = 0
+    microbatch: Count = 0
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -63,6 +63,22 @@ MODELS = """
     def leave():
         raise SystemExit(0)
 
+    def net_and_args():
+        return Net(), (torch.ones(4, 256),)
+
+    def net_and_names():
+        return Net(), {"x": torch.ones(4, 256)}
+
+    def net_and_tensor():
+        return Net(), torch.ones(4, 256)
+
+    def net_and_number():
+        return Net(), 7
+
+    class Tanh(Net):
+        def forward(self, x):
+            return self.fc2(self.fc1(x).tanh())
+
     ready = Net()
     number = 7
 """
@@ -114,6 +130,60 @@ def test_forms_of_a_model(capsys, name):
     assert set(plan.weights) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
 
 
+@pytest.mark.parametrize("name", ["net_and_args", "net_and_names", "net_and_tensor"])
+def test_inputs_that_come_with_the_model(capsys, name):
+    plan = planned(capsys, f"my_models:{name}", inputs=())
+    assert plan.inputs == {"x": "float32[4, 256]"}
+    assert plan.assumptions[0] == "inputs: as they came with the model"
+    assert planned(capsys, f"my_models:{name}").inputs == {"x": "float32[64, 256]"}
+
+
+def test_ranges_are_planned_at_their_largest(capsys):
+    plan = planned(capsys, inputs=["x=f32:1..8x256"])
+    assert plan.inputs == {"x": "float32[8, 256]"}
+    assert plan.assumptions[0] == "inputs: x 1..8x256: planned at its largest, 8x256"
+
+
+@pytest.mark.parametrize("capture", ["graph", "modules"])
+def test_capture(capsys, capture):
+    assert planned(capsys, more=["--capture", capture]).capture == capture
+
+
+@pytest.fixture
+def exported(folder):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.fc(x).relu()
+
+    torch.export.save(torch.export.export(Net(), (torch.ones(2, 8),)), folder / "net.pt2")
+    return "net.pt2"
+
+
+def test_an_exported_program(capsys, exported):
+    plan = planned(capsys, exported, inputs=(), more=["--allow-code"])
+    assert (plan.inputs, set(plan.weights)) == ({"x": "float32[2, 8]"}, {"fc.weight", "fc.bias"})
+
+
+def test_an_exported_program_is_code(capsys, exported, monkeypatch):
+    monkeypatch.setattr(torch.export, "load", None)  # not even looked at
+    code, error = refused(capsys, exported, inputs=())
+    assert (code, error["kind"]) == (2, "usage")
+    assert "runs code that is in it" in error["message"]
+    assert "--allow-code" in error["message"]
+
+
+def test_an_exported_program_that_is_none(capsys, folder):
+    code, error = refused(capsys, "no.pt2", more=["--allow-code"])
+    assert (code, "no file 'no.pt2'" in error["message"]) == (2, True)
+    (folder / "bad.pt2").write_bytes(b"PK")
+    code, error = refused(capsys, "bad.pt2", more=["--allow-code"])
+    assert (code, "loading bad.pt2 raised" in error["message"]) == (2, True)
+
+
 def test_the_table_and_the_saved_plan(capsys, folder):
     assert main(plan_words(devices="2x1GiB", more=["--out", "plan.json"])) == 0
     said = capsys.readouterr()
@@ -162,6 +232,7 @@ def test_inputs_by_any_name_and_devices_from_a_file(capsys, folder):
 @pytest.mark.parametrize(
     ("model", "says"),
     [
+        ("my_models:net_and_number", "gives a module and a int: expected its inputs"),
         ("my_models", "neither pkg.mod:callable nor hf:DIR"),
         (":Net", "neither pkg.mod:callable nor hf:DIR"),
         ("my_modles:Net", "no module 'my_modles'; looked in "),
@@ -207,6 +278,8 @@ def test_inputs_that_forward_does_not_take(capsys, inputs, says):
         ("warp:0", "unknown device 'warp:0'"),
         ("no.toml", "no.toml"),
         ("cuda:99", "cuda:99"),
+        ("auto", "no accelerator is present; give 'cpu', or describe devices, as in '2x24GiB'"),
+        ("2xRTX4091,1xRTX3060", "did you mean RTX4090"),
     ],
 )
 def test_devices_that_are_refused(capsys, devices, says):
@@ -269,6 +342,56 @@ def test_what_goes_wrong_inside(capsys, monkeypatch, raised, code, kind):
     assert "Traceback" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- check with a model
+
+
+@pytest.fixture
+def plan_file(capsys):
+    assert main(plan_words(devices="2x1GiB", more=["--strategy", "split", "--out", "plan.json"])) == 0
+    capsys.readouterr()
+    return "plan.json"
+
+
+def checked(capsys, *words):
+    code = main(["check", *words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [[], ["--input", "x=f32:64x256"]])
+def test_check_with_the_model(capsys, plan_file, words):
+    code, found = checked(capsys, plan_file, "my_models:Net", *words)
+    assert (code, found["not_checked"]) == (0, [])
+    assert found["checked"][-2:] == ["graph: 4 nodes, as planned", "memory: predicted again, as planned"]
+
+
+def test_check_with_inputs_of_another_size(capsys, plan_file):
+    code, found = checked(capsys, plan_file, "my_models:Net", "--input", "x=f32:1024x256")
+    assert code == 0
+    assert found["checked"][-1].startswith("memory: costed again")
+    assert found["needs_bytes"]["gpu:0"] > Plan.load(plan_file).prediction.devices["gpu:0"].reserved_bytes
+    code, found = checked(capsys, plan_file, "my_models:Net", "--input", "x=f32:2000000x256")
+    assert (code, found["error"]["kind"]) == (3, "capacity")
+
+
+def test_check_of_a_stale_plan(capsys, plan_file):
+    code, found = checked(capsys, plan_file, "my_models:Tanh")
+    assert (code, found["error"]["kind"]) == (5, "plan")
+    assert "stale plan: node 1 is '/tanh' now, '/relu' was planned" in found["error"]["message"]
+
+
+def test_check_of_an_edited_plan(capsys, plan_file, folder):
+    path = folder / plan_file
+    path.write_text(path.read_text().replace('"fc2/linear": "gpu:1"', '"fc2/linear": "gpu:0"'))
+    code, found = checked(capsys, plan_file, "my_models:Net")
+    assert (code, found["is_edited"]) == (0, True)
+    assert found["checked"][-1].startswith("memory: costed again")
+    code, found = checked(capsys, plan_file, "my_models:AnyName")  # takes its inputs by any name
+    assert code == 0
+    path.write_text(path.read_text().replace('"x": "float32', '"y": "float32'))
+    code, found = checked(capsys, plan_file, "my_models:Net")
+    assert (code, found["error"]["kind"]) == (5, "plan")
+
+
 # ---------------------------------------------------------------- hf:DIR
 
 LLAMA = {
@@ -306,6 +429,22 @@ def test_a_folder_with_a_config(capsys, folder):
     write_config(folder, LLAMA | {"torch_dtype": "float32"})
     full = planned(capsys, "hf:hub", ["input_ids=i64:1x16"], more=["--strategy", "single"])
     assert full.prediction.devices["gpu:0"].weight_bytes > 1.9 * half.prediction.devices["gpu:0"].weight_bytes
+
+
+def test_inputs_of_a_transformers_model_have_a_default(capsys, folder):
+    pytest.importorskip("transformers")
+    write_config(folder, LLAMA)
+    plan = planned(capsys, "hf:hub", inputs=())
+    assert plan.inputs == {"input_ids": "int64[1, 128]"}
+    assert plan.assumptions[0] == "inputs: none were given; taken as --input input_ids=i64:1x128"
+    write_config(folder, LLAMA | {"max_position_embeddings": 16})
+    assert planned(capsys, "hf:hub", inputs=()).inputs == {"input_ids": "int64[1, 16]"}
+    vision = {"model_type": "vit", "architectures": ["ViTModel"], "image_size": 32, "patch_size": 16}
+    write_config(folder, vision | {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})
+    assert planned(capsys, "hf:hub", inputs=()).inputs == {"pixel_values": "float32[1, 3, 32, 32]"}
+    pair = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    write_config(folder, {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], **pair})
+    assert set(planned(capsys, "hf:hub", inputs=()).inputs) == {"input_ids", "decoder_input_ids"}
 
 
 def test_a_config_without_architectures_and_with_needless_code(capsys, folder):
@@ -382,6 +521,13 @@ def test_demo(capsys):
     assert said.endswith("\nidentical\n")
     printed = "\n".join(line.rstrip() for line in said.splitlines())
     assert code_blocks("text")[0].strip() in printed, "README.md shows another plan than the demo prints"
+
+
+def test_demo_as_json(capsys):
+    assert main(["demo", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"identical": True}
+    assert "identical" in said.err
 
 
 def test_demo_sees_a_difference(capsys, monkeypatch):
