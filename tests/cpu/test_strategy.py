@@ -138,7 +138,7 @@ def test_one_device_has_nothing_to_weigh():
 
 
 def test_what_does_not_fit_is_split_into_a_pipeline():
-    plan = planned(16384, 20, 1024, "4xA100-40GB")
+    plan = planned(16384, 20, 1024, "4xA100-40GB", microbatches=8)
     found = options(plan)
     assert plan.strategy == "pipeline"
     assert plan.reason.startswith("does not fit one device: 4 stages x ")
