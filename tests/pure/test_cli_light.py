@@ -325,6 +325,13 @@ def test_an_edited_file_does_not_pass_alone(stored, capsys):
     assert main(["show", stored]) == 0  # it is told, not trusted
 
 
+def test_an_edit_is_not_forgotten_by_writing_it_again(stored, tmp_path):
+    path = Path(stored)
+    path.write_text(path.read_text().replace('"step_ns": 10', '"step_ns": 9'))
+    Plan.load(path).save(tmp_path / "again.json")
+    assert Plan.load(tmp_path / "again.json").is_edited
+
+
 def test_reformatting_a_file_is_no_edit(stored):
     path = Path(stored)
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
