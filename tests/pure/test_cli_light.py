@@ -12,7 +12,7 @@ import pytest
 
 from autosplit import __version__
 from autosplit.cli import main
-from autosplit.cli.inputs import InputSpec, parse_inputs
+from autosplit.cli.inputs import InputSpec, form_of, parse_inputs
 from autosplit.device import parse_cluster
 from autosplit.placement import DevicePrediction, Plan, Prediction, Transfer
 from autosplit.report import DOCUMENTS
@@ -416,3 +416,16 @@ def test_no_colour_when_asked(stored):
         check=True,
     )
     assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int64", "hub[1]", "__import__[1]", "int64[x]", f"int64[{'9' * 5000}]", "int64[1,2]"]
+)
+def test_forms_in_a_file_that_are_none(text):
+    assert form_of(text) is None
+
+
+def test_forms_in_a_file():
+    assert form_of("int64[]") == InputSpec("int64", ())
+    assert form_of("float8_e4m3fn[1]") is None  # no --input says it either
+    assert form_of("bool[0, 3]") == InputSpec("bool", (0, 3))
