@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def resized(inputs: Any, batch: int, dim: int = 0) -> Any:
 
     Samples are repeated in turns, whole numbers and masks so stay legal; numbers get noise, so that samples differ.
     """
-    first = next(t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.dim())
+    first = next(t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.dim() > dim)
     samples = first.shape[dim]
     generator = torch.Generator().manual_seed(batch)
 
@@ -38,20 +39,18 @@ def resized(inputs: Any, batch: int, dim: int = 0) -> Any:
 
 def capture(model: nn.Module, inputs: Any, mode: str) -> Program:
     """The program of one call; ``inputs`` are keyword arguments, or a tuple of positional ones."""
-    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+    torch._dynamo.reset()
+    args, kwargs = _arguments(inputs)
     return Frontend(model, type(model)).capture(args, kwargs, mode)
 
 
-def follow(
-    model: nn.Module, inputs: Any, mode: str = "infer", *, dim: int = 0, capture_only: bool = False
-) -> tuple[Program, Program, Samples | None, Any]:
-    """Programs at two batches, the samples followed through them, and the large inputs."""
-    torch._dynamo.reset()
-    large_inputs = resized(inputs, LARGE, dim)
-    small = capture(model, resized(inputs, SMALL, dim), mode)
-    torch._dynamo.reset()
-    large = capture(model, large_inputs, mode)
-    return small, large, None if capture_only else follow_samples(small, large), large_inputs
+def programs(model: nn.Module, inputs: Any, mode: str = "infer", dim: int = 0) -> tuple[Program, Program]:
+    """The programs at the two batches."""
+    return capture(model, resized(inputs, SMALL, dim), mode), capture(model, resized(inputs, LARGE, dim), mode)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
 
 
 def cut(inputs: Any, batch: int, parts: int, dim: int = 0) -> list[Any]:
@@ -66,29 +65,57 @@ def cut(inputs: Any, batch: int, parts: int, dim: int = 0) -> list[Any]:
     return [pytree.tree_map_only(torch.Tensor, lambda t, n=n: part(t, n), inputs) for n in range(parts)]
 
 
-class _Values(fx.Interpreter):
-    """Runs a program's graph on data, and keeps every value."""
+@dataclass
+class Ran:
+    """One call: its program, what each of its results was, and every node's value by name."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program.graph_module, garbage_collect_values=False)
-        self.extra_traceback = False
-
-
-def run(program: Program, given: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The program's results on data, and the value of every node by name."""
-    values = _Values(program)
-    with torch.no_grad():
-        results = values.run(*given)
-    return list(results), {name: values.env.get(node) for node, name in program.names.items()}
+    program: Program
+    results: list[Any]
+    values: dict[str, Any]
 
 
-def merged(samples: Samples, parts: list[tuple[list[Any], dict[str, Any]]]) -> list[Any]:
-    """The results of the parts, merged."""
+def call(model: nn.Module, parts: Sequence[Any], mode: str) -> list[Ran]:
+    """Run the model's program on data, once for each of the inputs."""
+    torch._dynamo.reset()
+    ran: list[Ran] = []
+
+    def compile_program(program: Program) -> Any:
+        def run(given: Sequence[Any], device: torch.device) -> Sequence[Any]:
+            values = fx.Interpreter(program.graph_module, garbage_collect_values=False)
+            results = values.run(*given)
+            ran.append(Ran(program, list(results), {n: values.env.get(node) for node, n in program.names.items()}))
+            return results
+
+        return run
+
+    frontend = Frontend(model, type(model), compile_program)
+    model.train(mode == "train")
+    with torch.set_grad_enabled(mode == "train"):
+        for part in parts:
+            args, kwargs = _arguments(part)
+            frontend(*args, **kwargs)
+    return ran
+
+
+def compared(model: nn.Module, inputs: Any, mode: str = "infer", dim: int = 0) -> tuple[Samples, list[float | None]]:
+    """The samples followed, and how far each result, merged from two halves, is from that of the whole."""
+    whole = resized(inputs, LARGE, dim)
+    small, large = programs(model, inputs, mode, dim)
+    samples = follow_samples(small, large)
+    (one,) = call(model, [whole], mode)
+    halves = call(model, cut(whole, LARGE, LARGE // SMALL, dim), mode)
+    together = merge_all(samples, halves)
+    pairs = zip(together, one.results, strict=True)
+    return samples, [None if a is None else gap(a, b) for a, b in pairs]
+
+
+def merge_all(samples: Samples, parts: list[Ran]) -> list[Any]:
+    """The results of the parts as `Samples` says that they are merged; None where it does not."""
     return [_merged(merge, place, parts) for place, merge in enumerate(samples.outputs)]
 
 
-def _merged(merge: Merge | None, place: int, parts: list[tuple[list[Any], dict[str, Any]]]) -> Any:
-    values = [results[place] for results, _ in parts]
+def _merged(merge: Merge | None, place: int, parts: list[Ran]) -> Any:
+    values = [results[place] for results in (part.results for part in parts)]
     if merge is None:
         return None
     if merge.kind == "cat":
@@ -100,7 +127,7 @@ def _merged(merge: Merge | None, place: int, parts: list[tuple[list[Any], dict[s
     weights = [1.0] * len(values)
     if merge.counted:
         name, ignored = merge.counted
-        weights = [float((nodes[name] != ignored).sum()) for _, nodes in parts]
+        weights = [float((part.values[name] != ignored).sum()) for part in parts]
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
@@ -114,8 +141,3 @@ def gap(one: torch.Tensor, other: torch.Tensor) -> float:
     scale = max(1.0, float(other.abs().nan_to_num(0, 0, 0).max()))
     same = (one == other) | (one.isnan() & other.isnan())
     return float(torch.where(same, 0.0, (one - other).abs().nan_to_num(float("inf"))).max()) / scale
-
-
-def placeholders(model: nn.Module, program: Program, inputs: Any) -> list[Any]:
-    """What a program's placeholders get for these inputs."""
-    raise NotImplementedError

@@ -123,18 +123,26 @@ class Pipelines:
 
     def obstacle(self) -> str | None:
         """What stands against any pipeline; None when nothing is known to."""
-        asked = self.request.microbatches
-        if not self.samples:
-            return "the inputs have no batch to cut into micro-batches"
-        if self.samples == 1:
-            return "the batch is 1: there is nothing to cut into micro-batches"
-        if asked != "auto" and asked > self.samples:
-            return f"{asked} micro-batches were asked for, and the batch has {self.samples} samples"
-        if self.problem.captured.rung != "graph":
-            return f"it needs the model as one graph, and it was captured as {self.problem.captured.rung}"
-        if self.request.schedule == "1f1b" and self.request.mode == "train" and not self._returns_loss:
-            return "1F1B goes back within the call, from a loss, and forward returns none: one scalar with a gradient"
-        return None
+        asked, rung = self.request.microbatches, self.problem.captured.rung
+        needs_loss = self.request.schedule == "1f1b" and self.request.mode == "train"
+        obstacles = (
+            (not self.samples, "the inputs have no batch to cut into micro-batches"),
+            (self.samples == 1, "the batch is 1: there is nothing to cut into micro-batches"),
+            (
+                asked == 1 and self.request.strategy != "pipeline",
+                "microbatches=1 was asked for: that is a call as a whole",
+            ),
+            (
+                asked != "auto" and asked > self.samples,
+                f"{asked} micro-batches were asked for, and the batch has {self.samples} samples",
+            ),
+            (rung != "graph", f"it needs the model as one graph, and it was captured as {rung}"),
+            (
+                needs_loss and not returns_loss(self.problem.program),
+                "1F1B goes back within the call, from a loss, and forward returns none: one scalar with a gradient",
+            ),
+        )
+        return next((words for stands, words in obstacles if stands), None)
 
     def counts(self, stages: int) -> list[int]:
         """Numbers of micro-batches to look at, those that divide the batch where there are such nearby."""
@@ -288,11 +296,7 @@ class Pipelines:
         asked = self.request.schedule
         if asked in ("gpipe", "1f1b"):
             return [asked]
-        return ["gpipe", "1f1b"] if self.request.mode == "train" and self._returns_loss else ["gpipe"]
-
-    @property
-    def _returns_loss(self) -> bool:
-        return returns_loss(self.problem.program)
+        return ["gpipe", "1f1b"] if self.request.mode == "train" and returns_loss(self.problem.program) else ["gpipe"]
 
     def _solved(self, microbatches: int) -> Sketch:
         """The best stages; in the first order of passes that fits."""

@@ -82,19 +82,20 @@ def _best(trials: Trials, problem: Problem) -> Plan:
     weighing = Weighing(trials, problem, found)
     if refused is not None and not weighing.works_side_by_side:
         raise refused
-    options = _weighed(weighing)
-    possible = [option for option in options if option.step_ns is not None]
-    while possible:
+    options = {option.strategy: option for option in _weighed(weighing)}
+    made: dict[str, Plan] = {}
+    while possible := [option for option in options.values() if option.step_ns is not None]:
         option = _chosen(weighing, possible)
-        ordered = (option, *sorted((o for o in options if o is not option), key=_rank(weighing)))
+        if option.strategy in made:
+            others = sorted((other for other in options.values() if other is not option), key=_rank(weighing))
+            return msgspec.structs.replace(made[option.strategy], options=(option, *others))
         try:
-            return _plan(weighing, option, ordered)
+            plan, exact = _plan(weighing, option)
+            made[option.strategy], options[option.strategy] = plan, exact
         except CapacityError as error:  # the exact prediction says no: the next best
             refused = refused or error
-            possible.remove(option)
-            words = "the estimate let it through, and the exact prediction does not: " + str(error)
-            failed = msgspec.structs.replace(option, step_ns=None, busy_ns=None, words=words)
-            options = [failed if o is option else o for o in options]
+            words = f"the estimate let it through, the exact prediction does not: {error}"
+            options[option.strategy] = msgspec.structs.replace(option, step_ns=None, busy_ns=None, words=words)
     assert refused is not None  # nothing was possible, or it was refused
     raise refused
 
@@ -116,25 +117,27 @@ def _rank(weighing: Weighing) -> Callable[[Option], tuple[bool, float]]:
     return lambda option: (option.step_ns is None, weighing.time(option))
 
 
-def _plan(weighing: Weighing, option: Option, options: tuple[Option, ...]) -> Plan:
+def _plan(weighing: Weighing, option: Option) -> tuple[Plan, Option]:
+    """The plan for an option, and the option as it was then predicted exactly."""
     problem = weighing.problem
     if option.strategy == "pipeline":
         assert weighing.sketch is not None  # the option is its
         piped = weighing.pipelines.settled(weighing.sketch)
-        options = (_exactly(option, problem, piped.candidate, piped.sketch.timed.makespan_ns), *options[1:])
-        return _piped_plan(weighing, piped, _why_pipeline(weighing, options[0]), options)
+        option = _exactly(weighing.piped(piped.sketch), problem, piped.candidate)
+        return _piped_plan(weighing, piped, _why_pipeline(weighing, option)), option
     if option.strategy == "hybrid":
         assert weighing.replicas is not None  # the option is theirs
-        return _hybrid_plan(weighing, weighing.replicas, "does not fit one device", options)
-    candidate = weighing.found
-    if candidate is None or (option.strategy == "split") == weighing.is_whole:
+        plan, candidate = _hybrid_plan(weighing, weighing.replicas, "does not fit one device")
+        return plan, _exactly(option, problem, candidate, plan.prediction.step_ns)
+    found = weighing.found if (option.strategy == "split") != weighing.is_whole else None
+    if found is None:
         assert weighing.alone is not None  # a copy or a single device was possible
-        candidate = fitting(problem, weighing.alone)
-    options = (_exactly(option, problem, candidate), *options[1:])
+        found = fitting(problem, weighing.alone)
     words = _beside(weighing, option.strategy)
     exchanges = option.strategy == "replicate" and problem.request.mode == "train"
     notes = (_EXCHANGE,) if exchanges else ()
-    return describe(problem, candidate, Choice(option.strategy, words=words, notes=notes, options=options))
+    plan = describe(problem, found, Choice(option.strategy, words=words, notes=notes))
+    return plan, _exactly(option, problem, found)
 
 
 def _exactly(option: Option, problem: Problem, candidate: Candidate, step_ns: int | None = None) -> Option:
@@ -185,7 +188,7 @@ def _asked_pipeline(trials: Trials, problem: Problem) -> Plan:
     if obstacle is not None:
         raise PlanError(f"strategy='pipeline': {obstacle}; use strategy='split' or 'auto'")
     piped = pipelines.settled(pipelines.sketch())
-    return _piped_plan(Weighing(trials, problem, None), piped, f"asked for: {piped.sketch.words}", ())
+    return _piped_plan(Weighing(trials, problem, None), piped, f"asked for: {piped.sketch.words}")
 
 
 def _asked_hybrid(trials: Trials, problem: Problem) -> Plan:
@@ -197,23 +200,22 @@ def _asked_hybrid(trials: Trials, problem: Problem) -> Plan:
     weighing = Weighing(trials, problem, None)
     if weighing.hybrid.step_ns is None or weighing.replicas is None:
         raise CapacityError(f"strategy='hybrid': {weighing.hybrid.words}; use strategy='pipeline' or 'split'")
-    return _hybrid_plan(weighing, weighing.replicas, "asked for", ())
+    return _hybrid_plan(weighing, weighing.replicas, "asked for")[0]
 
 
-def _piped_plan(weighing: Weighing, piped: Piped, reason: str, options: tuple[Option, ...]) -> Plan:
+def _piped_plan(weighing: Weighing, piped: Piped, reason: str) -> Plan:
     sketch = piped.sketch
     choice = Choice(
         "pipeline",
         reason=reason,
         notes=_notes(piped, weighing.samples or 0),
-        options=options,
         pipeline=sketch.pipeline,
         figures=Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns, sketch.spans),
     )
     return describe(weighing.problem, piped.candidate, choice)
 
 
-def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str, options: tuple[Option, ...]) -> Plan:
+def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str) -> tuple[Plan, Candidate]:
     """Replicas of a pipeline or of a split; the plan is the first one's."""
     count, used = len(replicas.groups), ", ".join(replicas.groups[0])
     if replicas.sketch is not None:
@@ -225,20 +227,17 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str, options: t
         figures = figures_of(replicas.problem, candidate.placement.devices)
     exchanged_ns = group_exchange_ns(weighing.graph, candidate.placement.devices, weighing.cluster, replicas.groups)
     figures = replace(figures, step_ns=figures.step_ns + exchanged_ns)
-    if options:
-        options = (_exactly(options[0], weighing.problem, candidate, figures.step_ns), *options[1:])
     launch = f"under torchrun --nproc-per-node={count}; in one process one runs, on {used}"
     choice = Choice(
         "hybrid",
         reason=f"{reason}: {replicas.words} {launch}",
         notes=(*notes, _GROUP_EXCHANGE) if weighing.problem.request.mode == "train" else notes,
-        options=options,
         pipeline=None if replicas.sketch is None else sketch.pipeline,
         replicas=count,
         figures=figures,
     )
     plan = describe(weighing.problem, candidate, choice)
-    return msgspec.structs.replace(plan, io_device=replicas.problem.io_device)
+    return msgspec.structs.replace(plan, io_device=replicas.problem.io_device), candidate
 
 
 def _notes(piped: Piped, samples: int) -> tuple[str, ...]:

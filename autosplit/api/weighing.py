@@ -156,7 +156,7 @@ class Weighing:
     @cached_property
     def pipeline(self) -> Option:
         """Stages on all devices that work on micro-batches side by side."""
-        return self._pipeline(self._hopeless() or self.pipelines.obstacle())
+        return self._pipeline(self.pipelines.obstacle() or self._hopeless())
 
     def _pipeline(self, obstacle: str | None) -> Option:
         if obstacle is not None:
@@ -165,26 +165,25 @@ class Weighing:
             self.sketch = self.pipelines.sketch()
         except AutosplitError as error:
             return Option(strategy="pipeline", words=_first_line(error), devices=len(self.devices), by=self.by)
-        return self._piped("pipeline", self.sketch.words, self.sketch)
+        return self.piped(self.sketch)
 
     def _hopeless(self) -> str | None:
         """Why no pipeline is worth a second capture; None when one may be."""
         if not self.works_side_by_side:
             return "not weighed: the devices work one at a time in one process, and micro-batches gain nothing"
-        if not self.is_whole or self.samples is None or self.pipelines.obstacle() is not None:
+        if not self.is_whole or self.samples is None:
             return None
         best_ns = self.pipelines.at_best_ns()
         if self.time(self.replicate) > WORTH * (best_ns if self.by == "step" else best_ns / self.samples):
             return None
         rate = f", {self.samples * 10**9 // max(1, best_ns):,} samples/s" if self.by == "sample" else ""
-        return (
-            f"not weighed: were its stages equal and its transfers free, a step would take {format_ns(best_ns)}{rate}"
-        )
+        return f"not weighed: with equal stages and free transfers a step would take {format_ns(best_ns)}{rate}"
 
-    def _piped(self, strategy: Literal["pipeline", "hybrid"], words: str, found: Sketch) -> Option:
+    def piped(self, found: Sketch) -> Option:
+        """The option of a pipeline over all devices."""
         return self._option(
-            strategy,
-            words,
+            "pipeline",
+            found.words,
             len(found.devices),
             step_ns=found.timed.makespan_ns,
             busy_ns=sum(found.busy_ns.values()),

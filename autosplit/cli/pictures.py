@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autosplit.files import write
+
 if TYPE_CHECKING:
     from autosplit.placement import Plan
 
@@ -50,7 +52,7 @@ def draw(
 
 def _write(option: str, path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write(path, text.encode())
     except OSError as error:
         raise click.BadParameter(f"cannot write {str(path)!r}: {error.strerror}", param_hint=option) from error
     click.echo(f"{option.removeprefix('--')} saved: {path}", err=True)

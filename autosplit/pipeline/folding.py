@@ -58,8 +58,11 @@ def row_loss(call: Call) -> Kind:
     """A loss of each row of self against the same row of target."""
     if call.kinds.get("weight") is not None:
         raise MixingError("its weights depend on the batch")
-    found = _same_rows(call, ("self", "target"))
-    if found and found.dim:
+    if len(call.shape("self")) != 2 or call.rows("target") is None:
+        raise MixingError("its classes are along the batch, or its targets have none")
+    own, target = call.rows("self"), call.rows("target")
+    found = joined([one for one in (own, target) if one])
+    if found and (found.dim or own is None):
         raise MixingError("its classes are along the batch")
     if found is None or call.small["reduction"] == 0:
         return found

@@ -20,12 +20,14 @@ class Rows:
         dim: the dimension, counted from the left.
         outer: the dimension's size is ``outer`` x samples x whatever is left; None: all along it is the same, so any
             reading is right.
-        numbers: the elements are the samples' numbers, 0 1 2 ..., which mean something in this batch alone.
+        numbers: the elements are places along the batch, 0 1 2 ..., so many of each sample; 0: they are not.
+        by: the sort that put the rows into another order; None: they are in their own.
     """
 
     dim: int
     outer: int | None = 1
-    numbers: bool = False
+    numbers: int = 0
+    by: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Mixed:
 MIXED = Mixed()
 UNKNOWN = Mixed(said=False)
 
-Kind = Rows | Part | Mixed | None
+Kind = Any  # Rows, Part, Mixed, one of the kinds of an order, or None
 """None: it does not depend on the batch."""
 
 
@@ -187,12 +189,14 @@ def joined(rows: Sequence[Rows]) -> Rows | None:
         return None
     if any(one.numbers for one in rows):
         raise MixingError("computes with the samples' numbers in the batch")
+    if len({one.by for one in rows}) > 1:
+        raise MixingError("pairs samples in one order with samples in another")
     dims, outers = {one.dim for one in rows}, {one.outer for one in rows} - {None}
     if len(dims) > 1:
         raise MixingError("pairs samples of one tensor with samples of another")
     if len(outers) > 1:
         raise MixingError("pairs tensors that hold the samples in another order")
-    return Rows(rows[0].dim, outers.pop() if outers else None)
+    return Rows(rows[0].dim, outers.pop() if outers else None, by=rows[0].by)
 
 
 def reshaped(rows: Rows, before: tuple[Shape, Shape], after: tuple[Shape, Shape], sizes: Sizes) -> Rows:
@@ -205,6 +209,8 @@ def reshaped(rows: Rows, before: tuple[Shape, Shape], after: tuple[Shape, Shape]
     if len(varying) != 1:
         raise MixingError("spreads the samples over several dimensions")
     (dim,) = varying
+    if rows.by is not None and before[0][rows.dim] != after[0][dim]:
+        raise MixingError("takes for a sample's what a sort put next to each other")
     factor = sizes.factor(before[0][rows.dim], before[1][rows.dim])
     outers = [rows.outer] if rows.outer else [n for n in range(1, (factor or 0) + 1) if (factor or 0) % n == 0]
     left = math.prod(after[0][:dim])

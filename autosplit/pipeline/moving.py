@@ -66,7 +66,7 @@ def repeat(call: Call) -> Kind:
     kind: Kind = call.kinds.get("self")
     if isinstance(kind, Rows):
         dim = kind.dim + added
-        if repeats[dim] != more[dim]:
+        if repeats[dim] != more[dim] or kind.by is not None:
             raise MixingError("repeats the batch as often as it has samples")
         return replace(kind, dim=dim, outer=kind.outer and kind.outer * repeats[dim])
     varying = call.sizes.varying(*call.made[0])
@@ -92,7 +92,7 @@ def piece(call: Call, rows: Rows, starts: tuple[int, int], lengths: tuple[int, i
 
 
 def slicing(call: Call) -> Kind:
-    """slice."""
+    """Slice."""
     kind: Kind = call.kinds.get("self")
     dim = call.small["dim"] % call.ndim()
     if not isinstance(kind, Rows):
@@ -186,7 +186,7 @@ def cat(call: Call) -> Kind:
         return joined([kind for kind, _ in pairs if isinstance(kind, Rows)])
     outers = []
     inner = {_inner(call, kind, t) for kind, t in pairs if isinstance(kind, Rows) and kind.outer}
-    if len(inner) > 1 or any(not isinstance(kind, Rows) or kind.numbers for kind, _ in pairs):
+    if len(inner) > 1 or any(not isinstance(kind, Rows) or kind.numbers or kind.by is not None for kind, _ in pairs):
         raise MixingError("joins the batch to something else along the samples")
     if not inner:
         return Rows(dim, len(pairs))
@@ -258,11 +258,11 @@ def indexed(call: Call, indices: list[Any], kinds: list[Kind]) -> Kind:
         return replace(own, dim=own.dim - before + left)
     if own:
         number = found.get(own.dim)
-        each = number is not None and number.numbers and own.outer == 1 and _inner(call, own, call.small["self"]) == 1
+        each = number is not None and own.outer == 1 and number.numbers == _inner(call, own, call.small["self"])
         if own.numbers or (own.outer is not None and not each):
             raise MixingError("picks samples of the batch by an index")
         if number:
-            found[own.dim] = replace(number, numbers=False)
+            found[own.dim] = replace(number, numbers=0)
     rows = joined(list(found.values()))
     return rows and replace(rows, dim=rows.dim + first)
 
@@ -286,7 +286,7 @@ def index_put(call: Call) -> Kind:
 
 def _indexed_ndim(call: Call) -> int:
     indices = [one for one in call.small["indices"] if one is not None]
-    return len(call.shape("self")) - len(indices) + max(one.dim() for one in indices)
+    return len(call.shape("self")) - len(indices) + max(int(one.dim()) for one in indices)
 
 
 def index_select(call: Call) -> Kind:
@@ -296,7 +296,7 @@ def index_select(call: Call) -> Kind:
         raise MixingError("picks samples of the batch by an index")
     if chosen and chosen.numbers:
         raise MixingError("picks by the samples' numbers in the batch")
-    return chosen and replace(chosen, dim=dim) or rows
+    return (chosen and replace(chosen, dim=dim)) or rows
 
 
 def gather(call: Call) -> Kind:
@@ -351,15 +351,14 @@ def new(call: Call) -> Kind:
 def like(call: Call) -> Kind:
     """A tensor of the size of another one."""
     kind: Kind = call.kinds["self"]
-    return replace(kind, numbers=False, outer=None) if isinstance(kind, Rows) else None
+    return replace(kind, numbers=0, by=None, outer=None) if isinstance(kind, Rows) else None
 
 
 def arange(call: Call) -> Kind:
     """The numbers of the samples, or positions that do not depend on the batch."""
     if not call.sizes.varying(*call.made[0]):
         raise MixingError("counts in another way for another number of samples")
-    counts = call.made[0][0] == (call.sizes.small,) and call.made[0][1] == (call.sizes.large,)
-    if counts and call.small.get("start", 0) == call.large.get("start", 0) == 0 and call.small.get("step", 1) == 1:
-        return Rows(0, 1, numbers=True)
+    each = call.sizes.factor(call.made[0][0][0], call.made[0][1][0])
+    if each and call.small.get("start", 0) == call.large.get("start", 0) == 0 and call.small.get("step", 1) == 1:
+        return Rows(0, 1, numbers=each)
     raise MixingError("counts along the batch")
-

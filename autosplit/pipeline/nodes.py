@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from autosplit.pipeline.kinds import Kind, Sizes
+from autosplit.pipeline.kinds import MIXED, Kind, Sizes
 from autosplit.pipeline.trace import Found, follow, record
 from autosplit.program import Spec, is_checkpoint
 
@@ -36,12 +37,14 @@ class Seen:
         small, large: its result at both sizes, with a Tensor for each tensor.
         why: the reason for which it mixes samples, or None.
         random: it draws random numbers.
+        changed: the places among the node's tensors of those that are written and now are of another kind, with it.
     """
 
     small: Any
     large: Any
     why: str | None = None
     random: bool = False
+    changed: tuple[tuple[int, Kind], ...] = ()
 
 
 def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, Any], sizes: Sizes) -> Seen:
@@ -53,29 +56,39 @@ def look(runs: tuple[Run, Run], arguments: tuple[Any, Any], forms: tuple[Any, An
         forms: its results as they were captured, for when it cannot be run: a Spec for each tensor.
         sizes: the two numbers of samples.
     """
-    found, given = Found({}), list[Any]()
-    for place, values in enumerate(arguments):
-        given.append(mapped(values, lambda tensor, place=place: _fake(tensor, place, found)))
+    found = Found({})
+    given = (
+        mapped(arguments[0], lambda tensor: _fake(tensor, found)),
+        mapped(arguments[1], lambda tensor: _empty(tensor.large)),
+    )
     try:
         small, ours = record(lambda: runs[0](given[0]))
         large, theirs = record(lambda: runs[1](given[1]))
     except Exception as error:  # whatever an operator says of tensors without data
         why = f"it cannot be looked into: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
         return Seen(*_as_captured(forms, sizes), why)
+    if len(_leaves(ours)) != len(_leaves(theirs)):
+        return Seen(*_as_captured(forms, sizes), "it returns another number of tensors for another number of samples")
+    before = [found.kinds[id(fake)] for fake in found.alive]
     follow(small, large, found, sizes)
+    now = [found.kinds[id(fake)] for fake in found.alive[: len(before)]]
+    changed = tuple((i, kind) for i, (was, kind) in enumerate(zip(before, now, strict=True)) if was != kind)
     known = _kinds_of(ours, theirs, found, sizes)
-    why = found.why and (f"{found.operator}: {found.why}" if found.operator else found.why)
-    return Seen(_with_kinds(ours, known), _with_kinds(theirs, known), why, found.random)
+    reason = found.why and (f"{found.operator}: {found.why}" if found.operator else found.why)
+    return Seen(_with_kinds(ours, known), _with_kinds(theirs, known), reason, found.random, changed)
 
 
-def _fake(tensor: Tensor, place: int, found: Found) -> torch.Tensor:
-    spec = (tensor.small, tensor.large)[place]
-    fake = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
-    if place == 0:
-        found.origins[id(fake)] = len(found.alive)
-        found.kinds[id(fake)] = tensor.kind
-        found.alive.append(fake)
+def _fake(tensor: Tensor, found: Found) -> torch.Tensor:
+    """A tensor without data at the small size, known by what it is."""
+    fake = _empty(tensor.small)
+    found.origins[id(fake)] = len(found.alive)
+    found.kinds[id(fake)] = tensor.kind
+    found.alive.append(fake)
     return fake
+
+
+def _empty(spec: Spec) -> torch.Tensor:
+    return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
 
 
 def _kinds_of(ours: Any, theirs: Any, found: Found, sizes: Sizes) -> list[Tensor]:
@@ -84,7 +97,9 @@ def _kinds_of(ours: Any, theirs: Any, found: Found, sizes: Sizes) -> list[Tensor
     made = []
     for one, other in pairs:
         small, large = Spec.of(one), Spec.of(other)
-        kind = found.kinds.get(id(one), None if small.shape == large.shape else sizes.by_shape(small.shape, large.shape))
+        kind = found.kinds.get(
+            id(one), None if small.shape == large.shape else sizes.by_shape(small.shape, large.shape)
+        )
         made.append(Tensor(small, large, kind))
     return made
 
@@ -108,10 +123,12 @@ def _with_kinds(value: Any, known: list[Tensor]) -> Any:
 def _as_captured(forms: tuple[Any, Any], sizes: Sizes) -> tuple[Any, Any]:
     """The results that were captured, the samples where the shapes make it likely."""
     ours, theirs = (pytree.tree_leaves(form, is_leaf=lambda leaf: isinstance(leaf, Spec)) for form in forms)
+    pairs = [(a, b) for a, b in zip_longest(ours, theirs) if isinstance(a, Spec) or isinstance(b, Spec)]
     known = [
         Tensor(a, b, sizes.by_shape(a.shape, b.shape))
-        for a, b in zip(ours, theirs, strict=False)
         if isinstance(a, Spec) and isinstance(b, Spec)
+        else Tensor(a or b, b or a, MIXED)
+        for a, b in pairs
     ]
     results = []
     for form in forms:

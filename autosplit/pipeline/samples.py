@@ -11,8 +11,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autosplit.pipeline.kinds import MIXED, Kind, Part, Rows, Sizes
+from autosplit.pipeline.kinds import MIXED, UNKNOWN, Kind, Part, Rows, Sizes
 from autosplit.pipeline.nodes import Run, Seen, Tensor, call_node, frozen, look, mapped, tensors_in
+from autosplit.pipeline.ordering import name_of_order
 from autosplit.program import Program, Spec, closed_on_error, is_control, operator_name, source_line
 
 
@@ -77,6 +78,7 @@ class _Walk:
         self.small, self.large = small, large
         self.nodes = list(small.graph_module.graph.nodes)
         self.twins = dict(zip(self.nodes, large.graph_module.graph.nodes, strict=False))
+        self.named = {name: node for node, name in small.names.items()}
         self.mine = {twin: node for node, twin in self.twins.items()}
         self.values: dict[fx.Node, tuple[Any, Any]] = {}  # results at both sizes, a Tensor for each tensor
         self.known: dict[Any, Seen] = {}
@@ -182,8 +184,10 @@ class _Walk:
         if seen is None:
             forms = self.small.facts[node].form, self.large.facts[twin].form
             seen = self.known[key] = look(_callers(node, twin, self), (ours, theirs), forms, self.sizes)
-        given = [self.values[argument][0] for argument in node.all_input_nodes]
-        self._keep(node, seen, [name for value in given for name in _names(value)])
+        given = [tensor.name for tensor in tensors_in(ours)]
+        self._keep(node, seen, given)
+        for place, kind in seen.changed:
+            self._change(given[place], name_of_order(kind, self.small.names[node]))
 
     def _visit_region(self, region: list[fx.Node]) -> None:
         """A vmap, as one: its tensors make sense only inside."""
@@ -200,11 +204,18 @@ class _Walk:
                 {self.twins[node]: value for node, value in zip(outside, args, strict=True)},
             ),
         )
-        forms = [[p.facts[n].form for n in nodes] for p, nodes in ((self.small, left), (self.large, map(self.twins.__getitem__, left)))]
+        forms = [
+            [p.facts[n].form for n in nodes]
+            for p, nodes in ((self.small, left), (self.large, map(self.twins.__getitem__, left)))
+        ]
         seen = look(runs, (ours, theirs), (forms[0], forms[1]), self.sizes)
-        self.values |= {node: (None, None) for node in region}
+        self.values |= dict.fromkeys(region, (None, None))
         for place, node in enumerate(left):
-            self._keep(node, replace(seen, small=seen.small[place], large=seen.large[place]), [n for v in ours for n in _names(v)])
+            self._keep(
+                node,
+                replace(seen, small=seen.small[place], large=seen.large[place]),
+                [n for v in ours for n in _names(v)],
+            )
             seen = replace(seen, why=None, random=False)
 
     def _keep(self, node: fx.Node, seen: Seen, given: list[str]) -> None:
@@ -216,6 +227,7 @@ class _Walk:
             kind = tensor.kind
             if isinstance(kind, Part) and kind.counted and isinstance(kind.counted[0], int):
                 kind = replace(kind, counted=(given[kind.counted[0]], kind.counted[1]))
+            kind = name_of_order(kind, name)
             if written and isinstance(kind, Rows) and kind.outer is None:
                 kind = replace(kind, outer=1)
             return replace(tensor, kind=kind, name=name)
@@ -223,10 +235,24 @@ class _Walk:
         self.values[node] = mapped(seen.small, named), mapped(seen.large, named)
         if seen.why:
             self._say(node, seen.why)
+        if self.small.mode == "train" and "autograd_function_apply" in operator_name(node):
+            self._say(node, "the backward of an autograd.Function is its own: what it does is not followed")
         if seen.random:
             self.random.append(name)
         if facts.writes and "_norm" not in operator_name(node):
             self._check_writes(node, facts.writes)
+
+    def _change(self, name: str, kind: Kind) -> None:
+        """A write made a tensor one of another kind: so it is to those that read it later; its views are not known."""
+        node = self.named[name]
+        storages = {leaf.storage for leaf in self.small.facts[node].leaves}
+        for other, value in self.values.items():
+            leaves = self.small.facts[other].leaves if other is not node else ()
+            if any(leaf.storage in storages for leaf in leaves):
+                lost = mapped(value[0], lambda tensor: replace(tensor, kind=UNKNOWN))
+                self.values[other] = lost, lost
+        changed = mapped(self.values[node][0], lambda tensor: replace(tensor, kind=kind))
+        self.values[node] = changed, changed
 
     def _check_writes(self, node: fx.Node, written: frozenset[int]) -> None:
         """What is not the batch's own is written by every micro-batch again."""
@@ -249,9 +275,9 @@ class _Walk:
         kind = value.kind
         if isinstance(kind, Part):
             return Merge(kind.kind, counted=kind.counted)  # type: ignore[arg-type]  # named in _keep
-        if isinstance(kind, Rows):
-            if kind.outer in (1, None) and not kind.numbers:
-                return Merge("cat", kind.dim)
+        if isinstance(kind, Rows) and kind.outer in (1, None) and not kind.numbers and kind.by is None:
+            return Merge("cat", kind.dim)
+        if kind not in (None, MIXED, UNKNOWN):
             self._say(result, f"output {place} does not have one sample after another")
         return Merge("same") if kind is None else None
 
@@ -263,7 +289,9 @@ def _callers(node: fx.Node, twin: fx.Node, walk: _Walk) -> tuple[Run, Run]:
 
 def _run_region(region: list[fx.Node], left: list[fx.Node], env: dict[fx.Node, Any]) -> list[Any]:
     for node in region:
-        env[node] = call_node(node, fx.node.map_arg((node.args, node.kwargs), env.__getitem__), node.graph.owning_module)
+        env[node] = call_node(
+            node, fx.node.map_arg((node.args, node.kwargs), env.__getitem__), node.graph.owning_module
+        )
     return [env[node] for node in left]
 
 

@@ -9,36 +9,38 @@ import torch
 from autosplit.pipeline import folding, moving, working
 from autosplit.pipeline.kinds import Call, Kind, MixingError, base_name
 from autosplit.pipeline.moving import Rule
+from autosplit.pipeline.ordering import reordered
 
 _POINTWISE = """_to_copy copy fill zero masked_fill dropout native_dropout bernoulli normal uniform random exponential
-    lift_fresh lift_fresh_copy alias detach clone real imag view_as_real view_as_complex conj _conj resolve_conj _neg_view
-    resolve_neg isin where nan_to_num logical_not poisson rrelu_with_noise rrelu_with_noise_functional _prelu_kernel
-    dist_is_none log_sigmoid_forward cauchy log_normal geometric positive complex polar _fused_dropout special_digamma
-    _thnn_fused_lstm_cell _thnn_fused_gru_cell floor_divide fake_quantize_per_tensor_affine_cachemask softplus
-    hardswish mish rand_like randn_like randint_like max min _conj_physical"""
+    lift_fresh lift_fresh_copy alias detach clone real imag view_as_real view_as_complex conj _conj
+    resolve_conj _neg_view resolve_neg isin where nan_to_num logical_not poisson rrelu_with_noise
+    rrelu_with_noise_functional _prelu_kernel log_sigmoid_forward cauchy log_normal geometric positive
+    complex polar _fused_dropout special_digamma _thnn_fused_lstm_cell _thnn_fused_gru_cell floor_divide
+    softplus hardswish mish rand_like randn_like randint_like max min _conj_physical"""
 
-_ALONG_DIM = """_softmax _log_softmax softmax log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue_like
-    glu linalg_cross flip renorm _fft_r2c _fft_c2c _fft_c2r"""
+_ALONG_DIM = """_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod cummax cummin logcumsumexp sort
+    topk glu linalg_cross flip _fft_r2c _fft_c2c _fft_c2r"""
 
 _LAST = {
     1: """avg_pool1d adaptive_avg_pool1d reflection_pad1d replication_pad1d upsample_nearest1d upsample_linear1d
-        _upsample_nearest_exact1d max_pool1d_with_indices dct""",
+    _upsample_nearest_exact1d max_pool1d_with_indices""",
     2: """max_pool2d_with_indices avg_pool2d adaptive_max_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
-        reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
-        _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa fractional_max_pool2d tril triu
-        mkldnn_max_pool2d max_pool2d max_unpool2d linalg_inv_ex linalg_cholesky_ex cholesky _linalg_det matrix_exp
-        linalg_matrix_exp""",
+    reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa fractional_max_pool2d tril triu
+    mkldnn_max_pool2d max_pool2d max_unpool2d linalg_inv_ex linalg_cholesky_ex cholesky _linalg_det
+    matrix_exp linalg_matrix_exp""",
     3: """max_pool3d_with_indices avg_pool3d adaptive_max_pool3d adaptive_avg_pool3d _adaptive_avg_pool3d
-        reflection_pad3d replication_pad3d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d
-        pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle max_unpool3d""",
+    reflection_pad3d replication_pad3d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d
+    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle max_unpool3d""",
 }
 
 _FACTORIES = """zeros ones full empty empty_strided new_zeros new_ones new_full new_empty new_empty_strided rand randn
-    randint normal_functional empty_permuted"""
+    randint empty_permuted"""
 
 _LOSSES = "mse_loss smooth_l1_loss huber_loss binary_cross_entropy soft_margin_loss"
 
-_REDUCTIONS = """amax amin max min argmax argmin prod var std var_mean std_mean any all logsumexp linalg_vector_norm norm
+_REDUCTIONS = """amax amin max min argmax argmin prod var std var_mean std_mean any all logsumexp linalg_vector_norm
+        norm
     median nanmedian mode kthvalue aminmax"""
 
 
@@ -127,10 +129,11 @@ def _folds() -> dict[str, Rule]:
 
 def _norms() -> dict[str, Rule]:
     batch = """native_batch_norm _native_batch_norm_legit _batch_norm_with_update _native_batch_norm_legit_no_training
-        _native_batch_norm_legit_functional cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index"""
+    _native_batch_norm_legit_functional cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index"""
     attend = """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-        _scaled_dot_product_fused_attention_overrideable scaled_dot_product_attention _scaled_dot_product_attention_math"""
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable scaled_dot_product_attention
+    _scaled_dot_product_attention_math"""
     return {
         **dict.fromkeys(batch.split(), working.batch_norm),
         **dict.fromkeys(attend.split(), working.attention),
@@ -160,12 +163,10 @@ _BY_OVERLOAD: dict[Any, Rule] = {
     torch.ops.aten.view.dtype: working.last(1),
 }
 
-_SIZED = frozenset(
-    """view _unsafe_view reshape _reshape_alias expand repeat slice split split_with_sizes unsafe_split arange
-    unsafe_split_with_sizes native_group_norm""".split()
-    + _FACTORIES.split()
-)
-"""Operators that may be told the number of samples: what they make of it is in the shape, or looked at by their rule."""
+_SIZES = """view _unsafe_view reshape _reshape_alias expand repeat slice split split_with_sizes unsafe_split arange
+    unsafe_split_with_sizes native_group_norm"""
+_SIZED = frozenset([*_SIZES.split(), *_FACTORIES.split()])
+"""Operators that may be told the number of samples: what they make of it is in the shape, or their rule looks at it."""
 
 _NOT_BY_TAG = ("equal", "allclose", "is_same_size")
 
@@ -203,6 +204,8 @@ def apply_rule(call: Call) -> list[Kind]:
     kinds = call.all_kinds()
     if all(kind is None for kind in kinds) and not call.differing() and not _varies(call):
         return [None] * len(call.made)
+    if (found := reordered(call)) is not None:
+        return found
     if rule is None:
         raise MixingError("nothing is known of this operator")
     found = rule(call)

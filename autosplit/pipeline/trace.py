@@ -1,15 +1,17 @@
-"""What a node runs, operator by operator below autograd, at two batch sizes; and how each tensor depends on the batch."""
+"""What a node runs below autograd, at two batch sizes, and how each tensor there depends on the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autosplit.pipeline.kinds import MIXED, UNKNOWN, Call, Kind, MixingError, Rows, Shape, Sizes, base_name
+from autosplit.pipeline.ordering import Inverse, Keys, Order
 from autosplit.pipeline.table import apply_rule
 from autosplit.program import call_on_fakes, tensor_leaves, written_tensors
 
@@ -72,19 +74,40 @@ def follow(small: Sequence[Step], large: Sequence[Step], found: Found, sizes: Si
     """Give every tensor that the operators make its kind, from the kinds of those they start from.
 
     Args:
-        small, large: what ran at the two sizes.
+        small: what ran at the small size.
+        large: what ran at the large one.
         found: the kinds of the node's own tensors, to be completed.
         sizes: the two numbers of samples.
     """
     if [step.func for step in small] != [step.func for step in large]:
         found.why = found.why or "runs other operators for another number of samples"
         return found
+    if not _undone(small) or not _undone(large):
+        found.why = found.why or "changes the shape of a tensor in place"
+        return found
     for one, other in zip(small, large, strict=True):
+        _redo(one, other)
         if base_name(one.func) in _ONLY_CHECKS:
             continue
-        found.random |= torch.Tag.nondeterministic_seeded in getattr(one.func, "tags", ())
+        found.random |= _is_random(one)
         _follow_step(one, other, found, sizes)
     return found
+
+
+def _undone(steps: Sequence[Step]) -> bool:
+    """Tensors have the shapes again that they had before dimensions were swapped in place; False where they cannot."""
+    for step in reversed(steps):
+        if torch.Tag.inplace_view in getattr(step.func, "tags", ()):
+            if step.func is not torch.ops.aten.transpose_.default:
+                return False
+            step.func(*step.args)
+    return True
+
+
+def _redo(*steps: Step) -> None:
+    for step in steps:
+        if step.func is torch.ops.aten.transpose_.default:
+            step.func(*step.args)
 
 
 def _follow_step(one: Step, other: Step, found: Found, sizes: Sizes) -> None:
@@ -109,6 +132,13 @@ def _follow_step(one: Step, other: Step, found: Found, sizes: Sizes) -> None:
     _follow_origin(one, made, found)
 
 
+def _is_random(step: Step) -> bool:
+    """Whether it draws random numbers: dropout with a probability of 0 does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(step.func, "tags", ()):
+        return False
+    return _named(step).get("dropout_p") != 0
+
+
 def _shapes(one: Any, other: Any) -> list[tuple[Shape, Shape]]:
     pairs = zip(tensor_leaves(one), tensor_leaves(other), strict=False)
     return [(_sizes(a), _sizes(b)) for a, b in pairs]
@@ -130,7 +160,7 @@ def _checked(kind: Kind, small: Shape, large: Shape, sizes: Sizes) -> Kind:
             return UNKNOWN  # a by-product without samples, such as the state of a generator
         if not sizes.fits(kind, small, large):
             raise MixingError(f"shapes {small} and {large} do not hold the samples along dimension {kind.dim}")
-    elif small != large:
+    elif small != large and not (isinstance(kind, (Inverse, Keys, Order)) and sizes.varying(small, large) == [0]):
         raise MixingError(f"shapes {small} and {large}: where the samples are is not known")
     return kind
 
@@ -167,7 +197,8 @@ def _kind(one: torch.Tensor, other: Any, found: Found) -> Kind:
     if one.shape != other.shape:
         return UNKNOWN
     plain = type(one) is torch.Tensor and type(other) is torch.Tensor and one.device.type != "meta"
-    return UNKNOWN if plain and not torch.equal(one, other) else None
+    with unset_fake_temporarily():
+        return UNKNOWN if plain and not torch.equal(one, other) else None
 
 
 def _check_writes(step: Step, kinds: list[Kind], found: Found) -> None:
@@ -176,17 +207,24 @@ def _check_writes(step: Step, kinds: list[Kind], found: Found) -> None:
     Raises:
         MixingError: it does not.
     """
-    if not hasattr(step.func, "_schema"):
-        return
+    if not hasattr(step.func, "_schema") or torch.Tag.inplace_view in step.func.tags:
+        return  # the second writes no element
     for target in written_tensors(step.func, step.args, step.kwargs):
         before = found.kinds.get(id(target))
         after = next((k for k, t in zip(kinds, tensor_leaves(step.result), strict=True) if t is target), before)
         if after is None and before is not None:
             kinds[:] = [before if kind is None else kind for kind in kinds]
-        elif before != after and not (isinstance(before, Rows) and before.outer is None and isinstance(after, Rows)):
+        elif before != after and not _may_become(before, after):
             raise MixingError("writes what depends on the batch into what does not, or in another way")
         elif before != after:
             _change_views(target, after, found)
+
+
+def _may_become(before: Kind, after: Kind) -> bool:
+    """What was the same all along the batch may get samples; an inverse order is written as a whole."""
+    return isinstance(before, Rows) and (
+        isinstance(after, Inverse) or (before.outer is None and isinstance(after, Rows))
+    )
 
 
 def _change_views(target: torch.Tensor, kind: Kind, found: Found) -> None:
@@ -194,7 +232,17 @@ def _change_views(target: torch.Tensor, kind: Kind, found: Found) -> None:
     storage = target.untyped_storage()._cdata
     for tensor in found.alive:
         if tensor is not target and tensor.untyped_storage()._cdata == storage and found.kinds[id(tensor)] != kind:
-            found.kinds[id(tensor)] = MIXED
+            found.kinds[id(tensor)] = _beside(tensor, found.kinds[id(tensor)], target, kind)
+
+
+def _beside(tensor: torch.Tensor, was: Kind, target: torch.Tensor, kind: Kind) -> Kind:
+    """What a view is after a write to another one: its samples are in the same stretches of memory, or unknown."""
+    if not isinstance(was, Rows) or not isinstance(kind, Rows) or was.outer not in (None, kind.outer):
+        return UNKNOWN
+    step = target.stride(kind.dim)
+    near = abs(int(tensor.storage_offset()) - int(target.storage_offset())) < step
+    same = tensor.shape[was.dim] == target.shape[kind.dim] and tensor.stride(was.dim) == step
+    return replace(was, outer=kind.outer) if near and same else UNKNOWN
 
 
 def _follow_origin(step: Step, made: list[torch.Tensor], found: Found) -> None:
@@ -212,4 +260,3 @@ def record(run: Callable[[], Any]) -> tuple[list[Step], Any]:
     with recorder:
         result = run()
     return recorder.steps, result
-

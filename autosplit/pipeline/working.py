@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autosplit.pipeline.kinds import Call, Kind, MixingError, Part, Rows, joined
+from autosplit.pipeline.kinds import UNKNOWN, Call, Kind, MixingError, Part, Rows, joined
 from autosplit.pipeline.moving import Rule, alike
 
 _KEEPS_SUMS = ("neg", "clone", "positive", "alias", "_to_copy", "detach", "real", "view_as_real", "view_as_complex")
@@ -55,9 +55,9 @@ def linear(call: Call) -> Kind:
     if name in ("add", "sub", "rsub") and not call.differing():
         scalar = not isinstance(call.small["other"], torch.Tensor)
         return alike([*kinds, None] if scalar else kinds)
-    if name in ("mul", "div") and len(parts) == 1 and not call.small.get("rounding_mode"):
-        if name == "mul" or isinstance(call.kinds.get("self"), Part):
-            return _scaled(call, parts[0])
+    scales = name == "mul" or (name == "div" and isinstance(call.kinds.get("self"), Part))
+    if scales and len(parts) == 1 and not call.small.get("rounding_mode"):
+        return _scaled(call, parts[0])
     raise MixingError(f"is not linear in a {parts[0].kind} over the batch")
 
 
@@ -114,7 +114,7 @@ def apart(call: Call, dims: set[int]) -> Kind:
     if any(isinstance(kind, Part) for kind in call.all_kinds()):
         return linear(call)
     rows = aligned(call)
-    if rows and rows.dim in dims and rows.outer is not None:
+    if rows and rows.dim in dims:
         raise MixingError(f"works along dimension {rows.dim}, which is the batch")
     return rows
 
@@ -281,14 +281,13 @@ def guarded(rule: Callable[[Call], Kind]) -> Rule:
     return checked
 
 
-def rnn_layer(call: Call) -> Kind:
-    """mkldnn_rnn_layer: input and states have the samples in dimension 1, or input in 0."""
-    dim = 0 if call.small.get("batch_first") else 1
+def rnn_layer(call: Call) -> list[Kind]:
+    """mkldnn_rnn_layer: whatever the module's order of dimensions, one step of all samples after another."""
     rows = call.rows("input")
-    if rows is None or rows.dim != dim or rows.numbers:
+    if rows is None or rows.dim != 1 or rows.numbers:
         raise MixingError("runs along the batch")
     for name, kind in call.kinds.items():
-        state = name in ("hx_", "cx_")
-        if kind is not None and name != "input" and not (state and isinstance(kind, Rows)):
+        state = name in ("hx_", "cx_") and isinstance(kind, Rows) and kind.dim == call.small[name].dim() - 2
+        if kind is not None and name != "input" and not state:
             raise MixingError(f"{name} depends on the batch")
-    return rows
+    return [call.sizes.by_shape(*made) if call.sizes.varying(*made) else UNKNOWN for made in call.made]

@@ -38,6 +38,7 @@ def check_plan(plan: Plan, graph: CostGraph | None = None) -> None:
     _check_predicted(plan, names)
     _check_pipeline(plan)
     _check_breakdown(plan)
+    _check_spans(plan)
     _check_memory(plan)
     if graph is not None:
         check_placement(graph, plan.placement, plan.cluster)
@@ -114,6 +115,17 @@ def _check_breakdown(plan: Plan) -> None:
             )
         if len(device.timeline.positions) != len(device.timeline.allocated_bytes):
             raise PlanError(f"prediction of {quoted(name)}: its timeline has not one size for each position")
+
+
+def _check_spans(plan: Plan) -> None:
+    """Each span is of known devices, and does not end before it starts."""
+    known = {*plan.cluster.names, HOST}
+    for span in plan.prediction.spans:
+        if not {span.device, span.to or HOST} <= known or span.end_ns < span.start_ns:
+            raise PlanError(
+                f"the schedule has {span.kind} on {span.device!r} from {span.start_ns} to {span.end_ns} ns"
+                f"{f' to {span.to!r}' if span.to else ''}: that is not possible on these devices; plan again"
+            )
 
 
 def _check_memory(plan: Plan) -> None:

@@ -26,7 +26,7 @@ from autosplit.report.documents import (
 )
 from autosplit.report.grid import Grid
 from autosplit.report.ways import WaysTable
-from autosplit.report.words import Labels, clean, layer_words, path_of
+from autosplit.report.words import Labels, clean, layer_words, tensor_words
 from autosplit.units import format_bytes, format_ns
 
 __all__ = [
@@ -255,7 +255,7 @@ def _one_by_one(plan: Plan) -> Grid:
             clean(transfer.dst),
             format_bytes(transfer.size_bytes),
             format_ns(plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes)),
-            Text(_tensor_words(transfer, labels)),
+            Text(tensor_words(transfer.tensor, labels)),
         )
     return grid
 
@@ -276,15 +276,9 @@ def _by_pair(plan: Plan) -> Grid:
             str(len(found)),
             format_bytes(sum(transfer.size_bytes for transfer in found)),
             format_ns(sum(times)),
-            Text(f"{_tensor_words(most, labels)}, {format_bytes(most.size_bytes)}"),
+            Text(f"{tensor_words(most.tensor, labels)}, {format_bytes(most.size_bytes)}"),
         )
     return grid
-
-
-def _tensor_words(transfer: Transfer, labels: Labels) -> str:
-    """Module and operator that made the tensor: "layers.16 add"."""
-    operator = transfer.tensor.rpartition("/")[2].partition("#")[0].partition("!")[0].partition("@")[0]
-    return clean(f"{labels.of(path_of(transfer.tensor))} {operator}".strip())
 
 
 # ---------------------------------------------------------------- figures

@@ -42,9 +42,9 @@ _FRAGMENT = """\
 
 def fragment(plan: Plan) -> str:
     """The plan as an HTML element: strategy, devices, figures and assumptions, names escaped."""
-    from autosplit.report.html.data import words
+    from autosplit.report.html.data import View, words
 
-    return _template().render(words(plan))
+    return _template().render(words(View(plan)))
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from autosplit.files import clean
 
-__all__ = ["Labels", "Path", "clean", "layer_words", "path_of"]
+__all__ = ["Labels", "Path", "clean", "layer_words", "path_of", "tensor_words"]
 
 _MOST_PARTS = 8  # of a model, named for one device
 _DEEPEST_PATH = 32  # components of a module path that are told apart
@@ -86,6 +86,12 @@ def path_of(node: str) -> Path:
     """The module path in a node's or a tensor's name, "MODULE.PATH/OPERATOR"."""
     module = node.rpartition("/")[0]
     return tuple(module.split(".", _DEEPEST_PATH)) if module else ()
+
+
+def tensor_words(tensor: str, labels: Labels) -> str:
+    """Module and operator that made a tensor, by its name: "layers.16 add"."""
+    operator = tensor.rpartition("/")[2].partition("#")[0].partition("!")[0].partition("@")[0]
+    return clean(f"{labels.of(path_of(tensor))} {operator}".strip())
 
 
 def _parts(placement: Mapping[str, str]) -> dict[str, list[_Part]]:

@@ -23,8 +23,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from micro_batches import difference, follow
+from micro_batches import compared, programs
 from zoo_models import ENTRIES, Entry
+
+from autosplit.pipeline import follow_samples
 
 MODES = ("infer", "train")
 
@@ -67,11 +69,9 @@ def _row(entry: Entry, mode: str) -> tuple[str, str, Any]:
     torch.manual_seed(0)
     try:
         model, inputs = entry.build()
-        small, large, _, _ = follow(model, inputs, mode, capture_only=True)
+        small, large = programs(model, inputs, mode)
     except Exception as error:
         return "no program", f"{type(error).__name__}: {' '.join(str(error).split())[:150]}", None
-    from autosplit.pipeline import follow_samples
-
     start = time.perf_counter()
     samples = follow_samples(small, large)
     text = f"{len(small.names):>6} nodes {time.perf_counter() - start:6.2f} s"
@@ -91,7 +91,7 @@ def _checked(entry: Entry, mode: str, samples: Any) -> str:
         return "random: not compared"
     torch.manual_seed(0)
     model, inputs = entry.build()
-    worst = difference(model, inputs, mode)
+    worst = max(gap for gap in compared(model, inputs, mode)[1] if gap is not None)
     return "equal" if worst <= 1e-4 else f"WRONG by {worst:.2e}"
 
 

@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import HOSTILE, hostile, large, layers, pipelined
 
+from autosplit.cli import main
+from autosplit.errors import PlanError
+from autosplit.placement import Plan
 from autosplit.report.explorer import explorer
 from autosplit.report.html import page, script_json
-from autosplit.report.html.data import numbers, words
+from autosplit.report.html.data import View, numbers, words
 from autosplit.report.timeline import one_at_a_time, planned
 from autosplit.report.trace import trace
 from autosplit.report.tree import blocks, module_tree
@@ -77,7 +80,7 @@ def test_hostile_names_are_there_as_text(hostile_page):
 
 
 def test_data_is_json_that_no_name_ends(hostile_page):
-    assert json.loads(hostile_page.raw["script"][0]) == json.loads(msgspec.json.encode(numbers(hostile())))
+    assert json.loads(hostile_page.raw["script"][0]) == json.loads(msgspec.json.encode(numbers(View(hostile()))))
     assert not set("<>&\u2028\u2029") & set(hostile_page.raw["script"][0])
 
 
@@ -129,7 +132,7 @@ def test_figures_are_the_plans():
     text = " ".join("".join(Page(page(plan)).text).split())
     for said in ("training on 4 devices", "does not fit one device", "10.0 GiB", "6 micro-batches, 1f1b", "16.0 MiB"):
         assert said in text
-    cards = {title: figure for title, figure, _ in words(plan)["cards"]}
+    cards = {title: figure for title, figure, _ in words(View(plan))["cards"]}
     busy = sum(device.busy_ns for device in plan.prediction.devices.values())
     assert cards["idle"] == f"{1 - busy / (4 * plan.prediction.step_ns):.0%}"
     assert cards["fullest device"] == "62%"
@@ -265,3 +268,47 @@ def test_hostile_names_leave_trace_and_graph_whole():
         json.loads(text)
         assert "\u202e" not in text
         assert "\x1b" not in text
+
+
+# ---------------------------------------------------------------- file and command line
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"device": "gpu:9", "kind": "forward", "start_ns": 0, "end_ns": 1},
+        {"device": "gpu:0", "kind": "send", "to": "gpu:9", "start_ns": 0, "end_ns": 1},
+        {"device": "gpu:0", "kind": "forward", "start_ns": 2, "end_ns": 1},
+        {"device": "gpu:0", "kind": "forward", "start_ns": -2, "end_ns": 1},
+        {"device": "gpu:0", "kind": "sideways", "start_ns": 0, "end_ns": 1},
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(wrong):
+    plan = json.loads(pipelined().to_json())
+    plan["prediction"]["spans"] = [wrong]
+    plan.pop("checksum", None)
+    with pytest.raises(PlanError):
+        Plan.from_json(json.dumps(plan))
+
+
+def test_show_writes_all_three(tmp_path, capsys):
+    stored = tmp_path / "plan.json"
+    plan = pipelined()
+    plan.save(stored)
+    files = {option: tmp_path / option.strip("-") for option in ("--html", "--trace", "--model-explorer")}
+    assert main(["show", str(stored), "--json", *(str(word) for pair in files.items() for word in pair)]) == 0
+    said = capsys.readouterr()
+    assert Plan.from_json(said.out) == plan
+    assert files["--html"].read_text(encoding="utf-8") == page(plan)
+    assert files["--trace"].read_text(encoding="utf-8") == trace(plan)
+    assert files["--model-explorer"].read_text(encoding="utf-8") == explorer(plan)
+    assert said.err.splitlines()[0] == f"html saved: {files['--html']}"
+
+
+def test_a_file_that_cannot_be_written_is_usage(tmp_path, capsys):
+    stored = tmp_path / "plan.json"
+    pipelined().save(stored)
+    assert main(["show", str(stored), "--html", str(tmp_path / "no" / "such.html")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Invalid value for --html: cannot write" in said.err

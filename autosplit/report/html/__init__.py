@@ -18,7 +18,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from autosplit.placement import Plan
-from autosplit.report.html.data import MOST_ROWS, numbers, words
+from autosplit.report.html.data import MOST_ROWS, View, numbers, words
 
 __all__ = ["page", "script_json"]
 
@@ -27,6 +27,7 @@ _SCRIPTS = ("base.js", "memory.js", "schedule.js", "graph.js", "table.js", "star
 
 def page(plan: Plan) -> str:
     """The plan as one HTML document of about 1.2 MB, most of it the charts' library (Apache ECharts). O(nodes)."""
+    view = View(plan)
     library, ours, style = _asset("vendor/echarts.min.js"), _ours(), _asset("page.css")
     policy = "; ".join(
         [
@@ -46,10 +47,10 @@ def page(plan: Plan) -> str:
             style=Markup(style),
             library=Markup(library),
             script=Markup(ours),
-            data=Markup(script_json(numbers(plan))),
+            data=Markup(script_json(numbers(view))),
             most_rows=MOST_ROWS,
             glyphs="●■▲◆▼★",
-            **words(plan),
+            **words(view),
         )
     )
 

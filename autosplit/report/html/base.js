@@ -20,10 +20,12 @@ function inUnits(value, step, units) {
     found /= step;
     unit += 1;
   }
-  return `${unit && found < 100 ? found.toFixed(1) : Math.round(found)} ${units[unit]}`;
+  return `${unit ? found.toFixed(1) : Math.round(found)} ${units[unit]}`;
 }
 const sayBytes = (bytes) => inUnits(bytes, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]);
-const sayTime = (ns) => inUnits(ns, 1000, ["ns", "µs", "ms", "s"]);
+const sayTime = (ns) => inUnits(ns, 1000, ["ns", "us", "ms", "s"]);
+
+const axisTime = (ns) => sayTime(ns).replace(".0 ", " ");
 
 /** Short marks for an axis of memory: one unit for all of them. */
 function byteAxis(most) {

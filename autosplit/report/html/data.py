@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from autosplit.device import HOST, Device
 from autosplit.placement import DevicePrediction, Plan, Transfer
 from autosplit.report.timeline import Schedule, one_at_a_time, planned
 from autosplit.report.tree import Block, Module, blocks, made_at, module_tree
-from autosplit.report.words import Labels, clean, path_of
+from autosplit.report.words import Labels, clean, tensor_words
 from autosplit.units import format_bytes, format_ns
 
 MOST_ROWS = 500
@@ -22,8 +23,41 @@ _KINDS = ("forward", "backward", "send", "return")
 _UNUSED = DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=0)
 
 
-def words(plan: Plan) -> dict[str, Any]:
+class View:
+    """A plan, and what several parts of its page read from it, found once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @cached_property
+    def tree(self) -> Module:
+        """The modules."""
+        return module_tree(self.plan.placement)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The blocks of the graph."""
+        return blocks(self.tree, self.plan.placement)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Short names of the modules."""
+        return Labels(self.plan.placement)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Devices by their position, the host one past the last."""
+        return {name: place for place, name in enumerate((*self.plan.cluster.names, HOST))}
+
+    @cached_property
+    def serial(self) -> Schedule:
+        """The schedule of one device at a time."""
+        return one_at_a_time(self.plan)
+
+
+def words(view: View) -> dict[str, Any]:
     """What the template prints: strings and lists of them."""
+    plan = view.plan
     prediction = plan.prediction
     return {
         "strategy": plan.strategy,
@@ -31,13 +65,13 @@ def words(plan: Plan) -> dict[str, Any]:
         "mode": {"infer": "inference", "train": "training"}[plan.mode],
         "cards": _cards(plan),
         "options": _options(plan),
-        "devices": _device_rows(plan),
+        "devices": _device_rows(view),
         "parts": _parts_in_use(plan),
-        "transfers": _transfer_rows(plan),
+        "transfers": _transfer_rows(view),
         "transfer_count": len(plan.transfers),
         "assumptions": [clean(line) for line in plan.assumptions],
         "step": format_ns(prediction.step_ns),
-        "serial": format_ns(one_at_a_time(plan).total_ns),
+        "serial": format_ns(view.serial.total_ns),
         "is_pipeline": plan.pipeline is not None,
         "has_schedule": bool(prediction.spans),
         "has_timeline": any(device.timeline.positions for device in prediction.devices.values()),
@@ -47,13 +81,14 @@ def words(plan: Plan) -> dict[str, Any]:
     }
 
 
-def numbers(plan: Plan) -> dict[str, Any]:
+def numbers(view: View) -> dict[str, Any]:
     """What the charts draw, as JSON values; devices by their position, the host one past the last."""
+    plan = view.plan
     return {
         "devices": [_device(plan, device) for device in plan.cluster.devices],
         "step_ns": plan.prediction.step_ns,
-        "schedule": {"planned": _bars(plan, planned(plan)), "serial": _bars(plan, one_at_a_time(plan))},
-        "graph": _graph(plan),
+        "schedule": {"planned": _bars(view, planned(plan)), "serial": _bars(view, view.serial)},
+        "graph": _graph(view),
     }
 
 
@@ -122,8 +157,8 @@ def _parts_in_use(plan: Plan) -> list[str]:
     return [name for name in (found[0] if found else ()) if any(parts[name] for parts in found)]
 
 
-def _device_rows(plan: Plan) -> list[dict[str, Any]]:
-    runs = _runs(plan)
+def _device_rows(view: View) -> list[dict[str, Any]]:
+    plan, runs = view.plan, _runs(view)
     idle = "a copy, under torchrun" if plan.strategy == "replicate" else "nothing"
     rows = []
     for place, device in enumerate(plan.cluster.devices):
@@ -146,12 +181,12 @@ def _device_rows(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def _runs(plan: Plan) -> dict[str, str]:
+def _runs(view: View) -> dict[str, str]:
     """What each device runs, by its name: the blocks of the graph, modules before single operators."""
     found: dict[str, list[Block]] = {}
-    for block in blocks(module_tree(plan.placement), plan.placement):
+    for block in view.blocks:
         found.setdefault(block.device, []).append(block)
-    counts = Counter(plan.placement.values())
+    counts = Counter(view.plan.placement.values())
     said = {}
     for device, mine in found.items():
         labels = [block.label for block in mine]
@@ -162,15 +197,15 @@ def _runs(plan: Plan) -> dict[str, str]:
     return said
 
 
-def _transfer_rows(plan: Plan) -> list[dict[str, Any]]:
-    labels = Labels(plan.placement)
+def _transfer_rows(view: View) -> list[dict[str, Any]]:
+    plan = view.plan
     largest = sorted(plan.transfers, key=lambda transfer: -transfer.size_bytes)[:MOST_ROWS]
     rows = []
     for transfer in largest:
         time_ns = plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes)
         rows.append(
             {
-                "tensor": _tensor_words(transfer, labels),
+                "tensor": tensor_words(transfer.tensor, view.labels),
                 "src": clean(transfer.src),
                 "dst": clean(transfer.dst),
                 "size_bytes": transfer.size_bytes,
@@ -181,12 +216,6 @@ def _transfer_rows(plan: Plan) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _tensor_words(transfer: Transfer, labels: Labels) -> str:
-    """Module and operator that made the tensor: "layers.16 add"."""
-    operator = transfer.tensor.rpartition("/")[2].partition("@")[0].partition("!")[0]
-    return clean(f"{labels.of(path_of(transfer.tensor))} {operator}".strip())
 
 
 # ---------------------------------------------------------------- numbers
@@ -206,9 +235,9 @@ def _device(plan: Plan, device: Device) -> dict[str, Any]:
     }
 
 
-def _bars(plan: Plan, schedule: Schedule) -> dict[str, Any]:
+def _bars(view: View, schedule: Schedule) -> dict[str, Any]:
     """Rows of [device, start_ns, end_ns, kind, micro-batch, stage, receiver or -1]."""
-    place = _places(plan)
+    place = view.places
     bars = [
         [
             place[span.device],
@@ -225,21 +254,15 @@ def _bars(plan: Plan, schedule: Schedule) -> dict[str, Any]:
     return {"bars": bars, "total_ns": schedule.total_ns}
 
 
-def _places(plan: Plan) -> dict[str, int]:
-    return {name: place for place, name in enumerate((*plan.cluster.names, HOST))}
-
-
-def _graph(plan: Plan) -> dict[str, Any]:
-    place = _places(plan)
-    root = module_tree(plan.placement)
-    found = blocks(root, plan.placement)
+def _graph(view: View) -> dict[str, Any]:
+    plan, place = view.plan, view.places
     largest = sorted(plan.transfers, key=lambda transfer: -transfer.size_bytes)[:_MOST_COPIES]
     return {
-        "tree": _branch(root, place),
-        "blocks": [_block(block, place) for block in found],
-        "copies": _copy_nodes(plan, largest),
+        "tree": _branch(view.tree, place),
+        "blocks": [_block(block, place) for block in view.blocks],
+        "copies": _copy_nodes(view, largest),
         "nodes": len(plan.placement),
-        "single": len(plan.placement) - sum(block.count for block in found),
+        "single": len(plan.placement) - sum(block.count for block in view.blocks),
         "copies_left_out": len(plan.transfers) - len(largest),
     }
 
@@ -266,16 +289,15 @@ def _branch(module: Module, place: dict[str, int]) -> list[Any]:
     ]
 
 
-def _copy_nodes(plan: Plan, transfers: Sequence[Transfer]) -> list[dict[str, Any]]:
+def _copy_nodes(view: View, transfers: Sequence[Transfer]) -> list[dict[str, Any]]:
     """One for each transfer: its ends, where in the program it was made, its name, size and time."""
-    place, labels = _places(plan), Labels(plan.placement)
-    find = made_at(plan)
+    plan, place, find = view.plan, view.places, made_at(view.plan)
     return [
         {
             "src": place[transfer.src],
             "dst": place[transfer.dst],
             "at": find(transfer.tensor),
-            "label": _tensor_words(transfer, labels),
+            "label": tensor_words(transfer.tensor, view.labels),
             "size_bytes": transfer.size_bytes,
             "time_ns": plan.cluster.transfer_ns(transfer.src, transfer.dst, transfer.size_bytes),
             "gradient": transfer.returns_gradient,

@@ -99,7 +99,7 @@ function renderBlock(params, api) {
     style: { fill: shade("paper"), stroke: colour(block.device), lineWidth: inside(block).length ? 2 : 1 } };
   const strip = { type: "rect", shape: { x: from[0], y: from[1] - height / 2, width: Math.min(5, width), height, r: [4, 0, 0, 4] }, style: { fill: colour(block.device) }, silent: true };
   if (width < 26) return { type: "group", children: [box, { ...strip, shape: { ...strip.shape, width, r: 4 }, style: { fill: colour(block.device), opacity: 0.75 } }] };
-  const text = { text: block.label, x: from[0] + 9, y: from[1], width: width - 13, height: height - 4, overflow: height > 26 ? "break" : "truncate",
+  const text = { text: width < 0.85 * wish(block.label) ? block.label.replace(/^\D+(?=\d)/, "") : block.label, x: from[0] + 9, y: from[1], width: width - 10, height: height - 4, overflow: height > 26 ? "break" : "truncate",
     lineOverflow: "truncate", ellipsis: "…", lineHeight: 12, fill: shade("ink"), align: "left", verticalAlign: "middle", font: FONT() };
   return { type: "group", children: [box, strip, { type: "text", style: text, silent: true }] };
 }
@@ -155,7 +155,7 @@ function drawGraph() {
   return {
     tooltip: { ...tooltip(), trigger: "item", formatter: sayMark },
     grid: { left: laneWidth(), right: 16, top: 6, bottom: slots > 30 ? 40 : 8 },
-    xAxis: { type: "value", min: -20, max: right + 6, show: false },
+    xAxis: { type: "value", min: -20, max: right * 1.02 + 20, show: false },
     yAxis: { ...deviceAxis(rows), splitArea: { show: true, areaStyle: { color: [shade("lane"), "transparent"] } } },
     dataZoom: [{ type: "inside", zoomOnMouseWheel: "ctrl", filterMode: "none" },
       ...(slots > 30 ? [{ type: "slider", filterMode: "none", height: 18, bottom: 6, showDetail: false, borderColor: shade("line") }] : [])],

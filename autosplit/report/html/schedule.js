@@ -21,7 +21,7 @@ function renderBar(params, api) {
 
 /** Where the plan is done, in the picture of one device at a time. */
 const planEnd = (end) => ({ silent: true, symbol: "none", data: [{ xAxis: end }], lineStyle: { color: "#d55e00", type: "dashed", width: 1.5 },
-  label: { formatter: "the plan is done", color: shade("soft"), position: "start", distance: 4, rotate: 0 } });
+  label: { show: false } });
 
 /** As planned; and one device at a time where that takes longer. */
 const schedules = () => {
@@ -32,7 +32,7 @@ const schedules = () => {
 function drawSchedule() {
   const { planned, serial } = plan.schedule;
   const shown = schedules();
-  const titles = [`as planned: ${sayTime(plan.step_ns)}`, `one device at a time: ${sayTime(serial.total_ns)}`];
+  const titles = [`as planned: ${sayTime(plan.step_ns)}`, `one device at a time: ${sayTime(serial.total_ns)}; dashed: the plan is done`];
   plan.microbatched = planned.bars.some((bar) => bar[4] > 0);
   const rows = plan.devices.map((_, device) => lane(device));
   const height = (rows.length * rowHeight()) + 4;
@@ -44,7 +44,7 @@ function drawSchedule() {
     title: titles.slice(0, shown.length).map((text, i) => ({ text, left: 0, top: i * (height + 52), textStyle: { fontSize: 13, fontWeight: 600, color: shade("ink") } })),
     tooltip: { ...tooltip(), trigger: "item", formatter: say },
     grid: shown.map((_, i) => ({ left: laneWidth(), right: 24, top: 24 + i * (height + 52), height })),
-    xAxis: shown.map((schedule, i) => ({ type: "value", gridIndex: i, min: 0, max: Math.max(1, schedule.total_ns), ...axisStyle(), axisLabel: { color: shade("soft"), formatter: sayTime, showMaxLabel: false } })),
+    xAxis: shown.map((schedule, i) => ({ type: "value", gridIndex: i, min: 0, max: Math.max(1, schedule.total_ns), ...axisStyle(), axisLabel: { color: shade("soft"), formatter: axisTime, showMaxLabel: false } })),
     yAxis: shown.map((_, i) => ({ ...deviceAxis(rows), gridIndex: i, splitArea: { show: true, areaStyle: { color: [shade("lane"), "transparent"] } } })),
     dataZoom: [{ type: "inside", xAxisIndex: shown.map((_, i) => i), zoomOnMouseWheel: "ctrl", moveOnMouseMove: true, filterMode: "none" }],
     series: shown.map((_, i) => ({ type: "custom", xAxisIndex: i, yAxisIndex: i, renderItem: renderBar, encode: { x: [1, 2], y: 0 }, data: marks[i], clip: true,

@@ -27,12 +27,31 @@ addEventListener("afterprint", () => setTheme(before));
 addEventListener("resize", () => charts.forEach(({ made }) => made.resize()));
 
 const graphChart = echarts.getInstanceByDom(document.getElementById("graph"));
-const redrawGraph = charts.find(({ made }) => made === graphChart).redraw;
-graphChart.on("click", ({ seriesIndex, data }) => {
-  if (seriesIndex !== 2) return;
-  openBlock(visible[data[3]]);
+const graphDrawing = charts.find(({ made }) => made === graphChart);
+
+/** The blocks as a list, for keyboards and for readers of the screen: a button opens what can be opened. */
+function listBlocks() {
+  document.getElementById("blocks").replaceChildren(...visible.map((block) => {
+    const item = document.createElement("li");
+    const said = document.createElement(inside(block).length ? "button" : "span");
+    said.textContent = `${block.label}: ${lane(block.device)}, ${block.count} node${block.count > 1 ? "s" : ""}`;
+    if (said.tagName === "BUTTON") said.addEventListener("click", () => openAndRedraw(block));
+    item.append(said);
+    return item;
+  }));
+}
+function redrawGraph() {
+  graphDrawing.redraw();
+  listBlocks();
+}
+function openAndRedraw(block) {
+  openBlock(block);
   redrawGraph();
+}
+graphChart.on("click", ({ seriesIndex, data }) => {
+  if (seriesIndex === 2) openAndRedraw(visible[data[3]]);
 });
+listBlocks();
 const collapse = document.getElementById("collapse");
 collapse.hidden = false;
 collapse.addEventListener("click", () => { visible = firstBlocks(); redrawGraph(); });
