@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import autosplit
 from autosplit import __version__
 from autosplit.cli import main
 from autosplit.cli.inputs import InputSpec, form_of, parse_inputs
@@ -429,3 +430,9 @@ def test_forms_in_a_file():
     assert form_of("int64[]") == InputSpec("int64", ())
     assert form_of("float8_e4m3fn[1]") is None  # no --input says it either
     assert form_of("bool[0, 3]") == InputSpec("bool", (0, 3))
+
+
+def test_the_package_shows_its_public_names_alone():
+    names = dir(autosplit)
+    assert {"partition", "plan", "Plan", "from_device_map", "__version__"} <= set(names)
+    assert [name for name in names if name.startswith("_")] == ["__version__"]
