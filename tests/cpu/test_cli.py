@@ -402,6 +402,15 @@ def test_check_of_a_stale_plan(capsys, plan_file):
     assert "stale plan: node 1 is '/tanh' now, '/relu' was planned" in found["error"]["message"]
 
 
+@pytest.mark.parametrize("form", ["hub[1]", "int64[1", "__builtins__[8]"])
+def test_check_of_a_plan_with_inputs_that_are_none(capsys, plan_file, folder, form):
+    path = folder / plan_file
+    path.write_text(path.read_text().replace('"float32[64, 256]"', json.dumps(form)))
+    code, found = checked(capsys, plan_file, "my_models:Net")
+    assert (code, found["error"]["kind"]) == (5, "plan")
+    assert "not as it was written" in found["error"]["message"]
+
+
 def test_check_of_an_edited_plan(capsys, plan_file, folder):
     path = folder / plan_file
     path.write_text(path.read_text().replace('"fc2/linear": "gpu:1"', '"fc2/linear": "gpu:0"'))
