@@ -22,22 +22,25 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from autosplit.capture.dynamo import (
+    MISSED,
+    Entry,
     as_capture_error,
-    compile_entry,
     dynamo_settings,
     fewer_collections,
     guard_empty_hooks,
     quiet,
 )
 from autosplit.capture.hooks import HookWatch
-from autosplit.capture.standins import StandIns, stand_in
+from autosplit.capture.slots import Reader
+from autosplit.capture.standins import Arguments, StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.holders import Exchange, Snapshot, to_device
 from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
 
-Run = Callable[[Sequence[Any], torch.device], Sequence[Any]]
-"""Runs a program: takes real tensors in placeholder order and the device that the caller's tensors are on."""
+Run = Callable[[Sequence[Any], torch.device, int], Sequence[Any]]
+"""Runs a program: takes real tensors in placeholder order, the device that the caller's tensors are on, and a number
+that is equal for two calls if every weight has the device that it had."""
 
 Compile = Callable[[Program], Run]
 
@@ -46,6 +49,10 @@ Forward = Callable[..., Any]
 
 CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
 _KEY = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
+
+
+class WeightsChanged(Exception):  # noqa: N818  # not an error: the call is captured anew
+    """A captured graph was about to run on weights of another form than it was captured for."""
 
 
 class Frontend:
@@ -82,13 +89,14 @@ class Frontend:
         self._examples: list[Any] = []  # of the program captured last
         self._ghosts: dict[int, int] = {}  # place among the captured graph's outputs, by id of what stands for it
         self._objects: set[int] = set()  # stand-ins that an object among the arguments holds
+        self._is_again = False  # without Dynamo
         self._lent = False  # the logical CPU autocasts as the caller's accelerator does
         self._kept: list[Any] = []  # outputs without data, while their ids are looked up
         self._device = torch.device("cpu")  # where the caller's tensors are
         self._stand_ins = StandIns(model, names)
         self._hooks = HookWatch(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
-        self._compiled = compile_entry(_backend_of(self), owner=self)
+        self._entry = Entry(_backend_of(self), self, _is_weight_of(self._stand_ins))
 
     @property
     def is_part(self) -> bool:
@@ -102,7 +110,8 @@ class Frontend:
             CaptureError: forward cannot be captured as one graph; names the reason and the line.
         """
         with self._lock, self._as_written():
-            return self._call(args, kwargs)[0]
+            result = self._again(args, kwargs)
+            return self._anew(args, kwargs)[0] if result is MISSED else result
 
     def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> Program:
         """The program of one call, without running it, moving anything or leaving a trace in any object.
@@ -123,7 +132,7 @@ class Frontend:
             self._capturing, self._captured = True, None
             try:
                 with self._as_written():
-                    result, changed = self._call(args, kwargs)
+                    result, changed = self._anew(args, kwargs)
             finally:
                 self._capturing = False
                 before.restore()
@@ -135,24 +144,55 @@ class Frontend:
             )
         return self._complete(program, result, changed)
 
-    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
-        """The result, and the stand-ins that objects among the arguments no longer hold."""
-        with dynamo_settings(), as_capture_error(self.model, capturing=self._capturing):
-            given = self._stand_ins.of_inputs(args, kwargs)
-            self._device = given.device or torch.device("cpu")
+    def _again(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of a call that was captured before, MISSED for another: nothing is swapped but the inputs."""
+        with self._stand_ins.in_place():
+            self._is_again = True
             try:
-                with self._autocast():
-                    result = self._compiled(self._hooks.places(), self.model, self._forward, given.args, given.kwargs)
-            except BaseException:
-                given.finish()
-                given.disarm()
-                self._stand_ins.disarm()
-                raise
-            changed = given.changed() if self._capturing else set()
-            self._objects = given.objects
-            if not self._capturing and not self.is_part:
-                result = to_device(result, self._device, stay=self._stand_ins.real)
-            return given.finish(result), changed
+                return self._call(self._entry.again, args, kwargs)[0]
+            except WeightsChanged:
+                return MISSED
+            finally:
+                self._is_again = False
+                if self._entry.assigns:
+                    self._stand_ins.bring_home()
+
+    def _anew(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
+        with (
+            dynamo_settings(),
+            as_capture_error(self.model, capturing=self._capturing),
+            self._stand_ins.swapped(keep=not self._capturing),
+        ):
+            return self._call(self._entry, args, kwargs)
+
+    def _call(
+        self, entry: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, set[int]]:
+        """The result, and the stand-ins that objects among the arguments no longer hold."""
+        given = self._stand_ins.of_inputs(args, kwargs)
+        self._device = given.device or torch.device("cpu")
+        try:
+            with self._autocast():
+                result = entry(self._state(given), self.model, self._forward, given.args, given.kwargs)
+        except BaseException:
+            given.finish()
+            given.disarm()
+            self._stand_ins.disarm()
+            raise
+        if result is MISSED:
+            given.finish()
+            return MISSED, set()
+        changed = given.changed() if self._capturing else set()
+        self._objects = given.objects
+        if not self._capturing and not self.is_part:
+            result = to_device(result, self._device, stay=self._stand_ins.staying)
+        return given.finish(result), changed
+
+    def _state(self, given: Arguments) -> str:
+        """Unlike for two calls that no one capture may serve, for reasons that Dynamo's guards do not see."""
+        slots = self._stand_ins.slots
+        among = ",".join(str(slots.index(weight)) for weight in given.weights)
+        return f"{slots.form} {self._hooks.places()} {among}"
 
     def _complete(self, program: Program, result: Any, changed: set[int]) -> Program:
         """Note what only the end of the call shows: which outputs the caller gets, and which inputs are state."""
@@ -180,8 +220,7 @@ class Frontend:
             self.model.__class__ = self.written
             for module, _ in outside:
                 del module.__dict__["forward"]
-            with self._stand_ins.swapped(keep=not self._capturing):
-                yield
+            yield
         finally:
             self.model.__class__ = current
             for module, forward in outside:
@@ -189,7 +228,7 @@ class Frontend:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Traces under the caller's autocast: the operations that it casts decide dtypes that forward may ask for."""
-        kinds = {tensor.device.type for tensor in self._stand_ins.real.values()}
+        kinds = self._stand_ins.slots.device_types | {self._device.type}
         accelerator = torch.accelerator.current_accelerator()
         if accelerator is not None:
             kinds.add(accelerator.type)
@@ -210,6 +249,7 @@ class Frontend:
         inputs = [self._input(node, example) for node, example in zip(placeholders, self._examples, strict=True)]
         program = Program(graph_module, inputs, mode, prefix=self.prefix, autocast=_cpu_autocast())
         ran: list[Run] = []
+        reader = Reader(self._stand_ins.slots, [i for i, source in enumerate(inputs) if source.is_weight])
         frontend = weakref.ref(self)
 
         def call(*inputs: Any) -> Any:
@@ -220,9 +260,11 @@ class Frontend:
                 return this._pretend(program, inputs)
             if not ran:
                 ran.append(_compiler(this)(program))
-            real = this._stand_ins.real
+            real = list(map(this._stand_ins.real.get, map(id, inputs), inputs))
+            if this._is_again and not reader.is_same(real, look=this._entry.assigns):
+                raise WeightsChanged
             with torch.autocast("cpu", enabled=False) if this._lent else nullcontext():
-                return ran[0]([real.get(id(value), value) for value in inputs], this._device)
+                return ran[0](real, this._device, this._stand_ins.slots.homes)
 
         return call
 
@@ -358,6 +400,17 @@ def _compiler(frontend: Frontend) -> Compile:
 
 def _cpu_autocast() -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def _is_weight_of(stand_ins: StandIns) -> Callable[[object], bool]:
+    """As for the backend: only a weak reference."""
+    known = weakref.ref(stand_ins)
+
+    def is_weight(value: object) -> bool:
+        this = known()
+        return this is not None and id(value) in this.weights
+
+    return is_weight
 
 
 def _backend_of(frontend: Frontend) -> Callable[..., Any]:

@@ -31,7 +31,7 @@ from autosplit.program import Program
 
 CPU = torch.device("cpu")
 TWO = {"gpu:0": CPU, "gpu:1": CPU, "host": CPU}
-CALLS = 3
+CALLS = 10
 
 
 class Block(nn.Module):
@@ -143,7 +143,7 @@ def two(model: nn.Module, x: torch.Tensor) -> Call:
         emitted = rewrite(program, assign(program, placement, {}, "gpu:0"), TWO, "gpu:0")
         if not emitted.moves:
             raise AssertionError("the two halves of the graph exchange nothing")
-        return lambda inputs, _: emitted.graph_module.forward(*inputs)
+        return lambda inputs, *_: emitted.graph_module.forward(*inputs)
 
     return Frontend(model, type(model), halves)
 
@@ -157,7 +157,7 @@ def graph(model: nn.Module, x: torch.Tensor) -> Call:
         emitted = rewrite(program, assign(program, placement, {}, "gpu:0"), TWO, "gpu:0")
         place = [source.kind for source in program.inputs.values()].index("input")
 
-        def run(inputs: Any, _: Any) -> Any:
+        def run(inputs: Any, *_: Any) -> Any:
             kept[:] = [emitted.graph_module.forward, list(inputs), place]
             return emitted.graph_module.forward(*inputs)
 
