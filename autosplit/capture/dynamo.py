@@ -35,11 +35,10 @@ _REFUSALS = (
 )
 _serial = itertools.count()
 
-_READS = frozenset(
-    ("_modules", "_parameters", "_buffers", "record_pregraph_bytecode_enter", "record_pregraph_bytecode_exit")
-)
+_READS = frozenset(("_modules", "_parameters", "_buffers"))
 """Names in compiled code that only reads the model."""
-_OWN = ("__compiled_fn_", "__import_")  # globals that Dynamo adds
+_GRAPH = "__compiled_fn_"
+_OWN = (_GRAPH, "__import_")  # globals that Dynamo adds
 
 MISSED = object()
 """Nothing was compiled for such a call."""
@@ -83,10 +82,15 @@ class Entry:
         self._known = [before.get(id(guards)) or _Known(guards, code, self._globals) for guards, code in entries]
         return result
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether ``again`` has anything to call."""
+        return bool(self._known)
+
     def again(self, *values: Any) -> Any:
         """Call what was compiled before, without Dynamo; MISSED if no guards hold."""
         self.assigns = False
-        if not self._known or _is_traced():
+        if _is_traced():
             return MISSED
         local = dict(zip(_NAMES, values, strict=True))
         for i, known in enumerate(self._known):
@@ -103,9 +107,14 @@ class _Known:
 
     def __init__(self, guards: Any, code: types.CodeType, space: dict[str, Any]) -> None:
         self.guards = guards
-        self.run = types.FunctionType(code, space)
+        self.run = types.FunctionType(code, {name: _bare(name, value) for name, value in space.items()})
         stores = any(step.opname in ("STORE_ATTR", "STORE_SUBSCR") for step in dis.get_instructions(code))
         self.assigns = stores or any(name not in _READS and not name.startswith(_OWN) for name in code.co_names)
+
+
+def _bare(name: str, value: Any) -> Any:
+    """What runs a graph without what keeps Dynamo from looking at it: Dynamo is not there."""
+    return getattr(value, "_torchdynamo_orig_callable", value) if name.startswith(_GRAPH) else value
 
 
 def _is_form_of_weight(guard: Any, is_weight: Callable[[object], bool]) -> bool:
@@ -133,6 +142,7 @@ def dynamo_settings() -> AbstractContextManager[Any]:
         skip_nnmodule_hook_guards=True,  # hooks.py watches
         specialize_float=True,
         recompile_limit=_RECOMPILE_LIMIT,
+        record_runtime_overhead=False,  # two calls for a profiler, at every call
         ignore_logging_functions=ignored,
     )
     return patch

@@ -146,16 +146,19 @@ class Frontend:
 
     def _again(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of a call that was captured before, MISSED for another: nothing is swapped but the inputs."""
-        with self._stand_ins.in_place():
-            self._is_again = True
-            try:
-                return self._call(self._entry.again, args, kwargs)[0]
-            except WeightsChanged:
-                return MISSED
-            finally:
-                self._is_again = False
-                if self._entry.assigns:
-                    self._stand_ins.bring_home()
+        if not self._entry.is_compiled:
+            return MISSED
+        self._is_again = True
+        self._stand_ins.leave_in_place()
+        try:
+            return self._call(self._entry.again, args, kwargs)[0]
+        except WeightsChanged:
+            return MISSED
+        finally:
+            self._is_again = False
+            if self._entry.assigns:
+                self._stand_ins.bring_home()
+            self._stand_ins.real = {}
 
     def _anew(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
         with (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.guards import TensorGuards
 
 _SPACES = operator.attrgetter("_parameters", "_buffers", "_modules")
 _DTYPE, _SHAPE = operator.attrgetter("dtype"), operator.attrgetter("shape")
@@ -88,7 +89,7 @@ class Slots:
 class Reader:
     """The weights that one captured graph reads, compared at each call with those at the call before.
 
-    It is asked at every call: so it is a few passes in C over flat lists, and looks at no module.
+    It is asked at every call: so it goes over the tensors once, in C, and looks at no module.
 
     Args:
         slots: of the model.
@@ -99,7 +100,7 @@ class Reader:
         self._slots = slots
         self._places = places
         self._held: list[torch.Tensor] = []
-        self._forms: list[list[Any]] = []
+        self._forms: Any = None
 
     def is_same(self, inputs: Sequence[Any], *, look: bool) -> bool:
         """Whether a graph captured for the slots' form may run on ``inputs``; the slots are up to date for them.
@@ -109,16 +110,24 @@ class Reader:
             look: bring all slots up to date, not only those that the graph reads.
         """
         weights = [inputs[i] for i in self._places]
-        forms = forms_of(weights)
-        if not look and forms == self._forms and all(map(operator.is_, weights, self._held)):
-            return True
+        if not look and self._forms is not None and self._forms.check(*weights):
+            if all(map(operator.is_, weights, self._held)):
+                return True
         form = self._slots.form
         self._slots.look()
         tensors = [id(value) for value in inputs if isinstance(value, torch.Tensor)]
         if self._slots.form != form or len(set(tensors)) != len(tensors):  # one that is there twice was captured as two
             return False
-        self._held, self._forms = weights, forms
+        self._held, self._forms = weights, _guards_of(weights)
         return True
+
+
+def _guards_of(tensors: list[torch.Tensor]) -> TensorGuards | None:
+    """What checks in one call that tensors have the form and device that these have."""
+    if not tensors:
+        return None
+    sizes, strides = ([list(get(tensor)) for tensor in tensors] for get in (torch.Tensor.size, torch.Tensor.stride))
+    return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
 
 def forms_of(tensors: list[torch.Tensor]) -> list[list[Any]]:

@@ -62,18 +62,13 @@ class StandIns:
             self._bring_home(keep=keep)
             self.real = {}
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The real weights stay where they are: only inputs have stand-ins."""
+    def leave_in_place(self) -> None:
+        """As ``swapped``, for a call that swaps no weight: they stand for themselves."""
         self.real = {}
         self._known = self.slots.own
-        try:
-            yield
-        finally:
-            self.real = {}
 
     def bring_home(self) -> None:
-        """Buffers that forward assigned go where those are that they had replaced. Inside ``in_place``."""
+        """Buffers that forward assigned go where those are that they had replaced. After ``leave_in_place``."""
         if not self.slots.are_same():
             self._bring_home(keep=True)
 
@@ -89,7 +84,7 @@ class StandIns:
         return ChainMap(self.real, self._known)
 
     def of_inputs(self, args: Any, kwargs: Any) -> Arguments:
-        """The arguments of a call with a stand-in for every tensor. Inside ``swapped`` or ``in_place``."""
+        """The arguments of a call with a stand-in for every tensor. Inside ``swapped``, or after ``leave_in_place``."""
         return Arguments(self._model, args, kwargs, known=self._known, real=self.real, make=self._make_one)
 
     def _bring_home(self, *, keep: bool) -> None:
