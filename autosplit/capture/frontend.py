@@ -12,15 +12,14 @@ import re
 import threading
 import types
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from autosplit.capture.around import check_arguments, in_mode, refuse_iterators, snapshot, without_parts
 from autosplit.capture.dynamo import (
     MISSED,
     Entry,
@@ -35,8 +34,8 @@ from autosplit.capture.slots import Reader
 from autosplit.capture.standins import Arguments, StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
-from autosplit.holders import Exchange, Snapshot, to_device
-from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
+from autosplit.holders import Exchange, to_device
+from autosplit.program import Input, InputKind, Program, Spec
 
 Run = Callable[[Sequence[Any], torch.device, int], Sequence[Any]]
 """Runs a program: takes real tensors in placeholder order, the device that the caller's tensors are on, and a number
@@ -168,9 +167,7 @@ class Frontend:
         ):
             return self._call(self._entry, args, kwargs)
 
-    def _call(
-        self, entry: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Any, set[int]]:
+    def _call(self, entry: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
         """The result, and the stand-ins that objects among the arguments no longer hold."""
         given = self._stand_ins.of_inputs(args, kwargs)
         self._device = given.device or torch.device("cpu")
@@ -231,6 +228,9 @@ class Frontend:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Traces under the caller's autocast: the operations that it casts decide dtypes that forward may ask for."""
+        self._lent = False
+        if not torch._C._is_any_autocast_enabled():
+            return nullcontext()
         kinds = self._stand_ins.slots.device_types | {self._device.type}
         accelerator = torch.accelerator.current_accelerator()
         if accelerator is not None:
@@ -239,7 +239,6 @@ class Frontend:
             if torch.is_autocast_enabled(kind):
                 self._lent = True
                 return torch.autocast("cpu", dtype=torch.get_autocast_dtype(kind))
-        self._lent = False
         return nullcontext()
 
     def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
@@ -301,85 +300,10 @@ class Frontend:
         return ".".join(keys[1:])
 
 
-def snapshot(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Snapshot:
-    """Everything in Python that a call of ``model`` may change: arguments, attributes, and the globals of its code."""
-    codes = {type(module).forward for module in model.modules() if hasattr(type(module).forward, "__globals__")}
-    spaces = {id(code.__globals__): code.__globals__ for code in codes}
-    kept = [value for space in spaces.values() for value in space.values() if type(value) in (list, dict, set, deque)]
-    return Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())], kept, spaces.values())
-
-
-def refuse_iterators(model: nn.Module, result: Any) -> None:
-    """A generator runs its body after the call, out of reach.
-
-    Raises:
-        CaptureError: ``result`` is one.
-    """
-    if isinstance(result, Iterator):
-        raise CaptureError(
-            f"{type(model).__name__}.forward returns a generator, which would compute after the call: "
-            "return a list or a tuple"
-        )
-
-
-@contextmanager
-def without_parts(model: nn.Module) -> Iterator[None]:
-    """The submodules of a model that is split already, with the forwards of their classes."""
-    ours: list[tuple[nn.Module, Any]] = []
-    for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if type(forward).__module__.startswith("autosplit."):
-            ours.append((module, module.__dict__.pop("forward")))
-    try:
-        yield
-    finally:
-        for module, forward in ours:
-            module.__dict__["forward"] = forward
-
-
 def part_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
     """The first name in ``model`` of each weight of ``part``, by its name there: tied weights have one name."""
     first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in (*part.named_parameters(), *part.named_buffers())}
-
-
-@contextmanager
-def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """train() or eval(), and gradients on or off, with every module's own flag restored after."""
-    flags = [(module, module.training) for module in model.modules()]
-    if model.training != (mode == "train"):
-        with suppress(NotImplementedError):  # an exported program keeps the mode that it was exported in
-            model.train(mode == "train")
-    try:
-        with torch.set_grad_enabled(mode == "train"):
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check the arguments of a call before anything is tried with them.
-
-    Raises:
-        CaptureError: they do not match the signature, or no tensor is among them.
-    """
-    signature = inspect.signature(types.MethodType(forward, model))
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise CaptureError(
-            f"the arguments do not match {type(model).__name__}.forward{signature}: {error}; "
-            "pass args=(...) and kwargs={...} as you would call the model"
-        ) from error
-    if not tensor_leaves((list(args), kwargs)):
-        found = (
-            ", ".join(sorted({type(leaf).__name__ for leaf in pytree.tree_leaves((list(args), kwargs))})) or "nothing"
-        )
-        raise CaptureError(
-            f"{type(model).__name__} was called without a tensor (found {found}): "
-            "pass example inputs as torch tensors, on any device (meta will do)"
-        )
 
 
 def _example(node: fx.Node) -> Any:

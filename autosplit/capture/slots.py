@@ -110,9 +110,9 @@ class Reader:
             look: bring all slots up to date, not only those that the graph reads.
         """
         weights = [inputs[i] for i in self._places]
-        if not look and self._forms is not None and self._forms.check(*weights):
-            if all(map(operator.is_, weights, self._held)):
-                return True
+        known = not look and self._forms is not None and self._forms.check(*weights)
+        if known and all(map(operator.is_, weights, self._held)):
+            return True
         form = self._slots.form
         self._slots.look()
         tensors = [id(value) for value in inputs if isinstance(value, torch.Tensor)]
@@ -126,7 +126,8 @@ def _guards_of(tensors: list[torch.Tensor]) -> TensorGuards | None:
     """What checks in one call that tensors have the form and device that these have."""
     if not tensors:
         return None
-    sizes, strides = ([list(get(tensor)) for tensor in tensors] for get in (torch.Tensor.size, torch.Tensor.stride))
+    sizes: Any = [list(tensor.shape) for tensor in tensors]
+    strides: Any = [list(tensor.stride()) for tensor in tensors]
     return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
 

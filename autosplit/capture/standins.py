@@ -144,8 +144,8 @@ class Arguments:
         self._own: list[torch.Tensor] = []
         self._given = [list(args), dict(kwargs)]
         self._exchange = Exchange(self._swap, copies=True)
-        self.args = tuple(self._exchange(value) for value in args)
-        self.kwargs = {key: self._exchange(value) for key, value in kwargs.items()}
+        self.args = tuple(map(self._replaced, args))
+        self.kwargs = {key: self._replaced(value) for key, value in kwargs.items()} if kwargs else {}
 
     def changed(self) -> set[int]:
         """Ids of the stand-ins in whose place an object now holds something else."""
@@ -163,6 +163,9 @@ class Arguments:
             self._clean()
         self._originals, self._copies, self._given = {}, [], []
         return result
+
+    def _replaced(self, value: Any) -> Any:
+        return self._swap(value, True) if isinstance(value, torch.Tensor) else self._exchange(value)
 
     def _undo(self) -> Exchange:
         return Exchange(self._restored, copies=False, known=self._originals)
