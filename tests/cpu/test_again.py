@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -237,24 +236,3 @@ def test_an_attribute_of_the_input_is_put_back() -> None:
         x = torch.randn(4, W)
         split(x)
         assert split.last is x
-
-
-def test_threads_share_a_split_model() -> None:
-    plain, split, _ = pair(Pure, ["cpu"])
-    errors: list[BaseException] = []
-
-    def run(number: int) -> None:
-        try:
-            for turn in range(20):
-                x = torch.randn(2 + (number + turn) % 3, W)
-                with torch.no_grad():
-                    assert torch.equal(plain(x), split(x))
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
