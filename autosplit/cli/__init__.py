@@ -14,6 +14,7 @@ import click
 from autosplit import __version__
 from autosplit.cli import output
 from autosplit.cli.failures import BUG, report
+from autosplit.cli.launch import run
 from autosplit.errors import AutosplitError, PlanError
 
 if TYPE_CHECKING:
@@ -225,6 +226,9 @@ def demo() -> int:
     with output.progress("loading torch"):
         from autosplit.demo import run
     return run(output.show, output.progress)
+
+
+autosplit.add_command(run)
 
 
 # ---------------------------------------------------------------- what the commands share
