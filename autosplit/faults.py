@@ -105,6 +105,11 @@ def watch_loss() -> None:
     _Watched.loss = True
 
 
+def is_loss_watched() -> bool:
+    """Whether ``watch_loss`` was called: then ``check_loss`` reads the loss."""
+    return _Watched.loss
+
+
 def check_loss(loss: SupportsFloat) -> None:
     """Raise if ``watch_loss`` was called and ``loss`` is not finite.
 

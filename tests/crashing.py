@@ -8,7 +8,9 @@ and a digest of the weights after the last step to FOLDER/result.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -19,9 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import autosplit
@@ -65,16 +65,33 @@ class Fault:
 
 
 class DieAt(TorchDispatchMode):
-    """Dies within the pass, at the first operator whose name has ``word`` in it; does nothing where it is not time."""
+    """Dies within the pass, at the first operator whose name has ``word`` in it."""
 
-    def __init__(self, fault: Fault, kind: str, step: int, word: str) -> None:
+    def __init__(self, fault: Fault, word: str) -> None:
         super().__init__()
-        self.fault, self.word = fault, word if fault.is_now(kind, step) else None
+        self.fault, self.word = fault, word
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.word is not None and self.word in str(func):
+        if self.word in str(func):
             self.fault.die()
         return func(*args, **(kwargs or {}))
+
+
+def dying(fault: Fault, kind: str, step: int) -> contextlib.AbstractContextManager[object]:
+    """Die in the midst of a pass: at a tensor that a forward saves or a backward takes, or at an update."""
+    if not fault.is_now(kind, step):
+        return contextlib.nullcontext()
+    if kind == "optimizer":
+        return DieAt(fault, "addcdiv")
+    calls = itertools.count()
+
+    def die_midway(tensor: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 5:
+            fault.die()
+        return tensor
+
+    hooks = (die_midway, torch.clone) if kind == "forward" else (torch.clone, die_midway)
+    return torch.autograd.graph.saved_tensors_hooks(*hooks)
 
 
 def die_at_file(fault: Fault, step: int, event: str, ending: str) -> None:
@@ -97,8 +114,11 @@ def misbehave(fault: Fault, step: int) -> None:
 
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    import torch.distributed.checkpoint as dcp  # slow, and most faults are before the first checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"step-{step:03d}", no_dist=False)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"step-{step:03d}")
 
 
 def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -106,6 +126,9 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     complete = sorted(folder.glob("step-*/.metadata"))
     if not complete:
         return 0
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=complete[-1].parent)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
@@ -164,11 +187,10 @@ def train(
         if fault.is_now("nan", step):
             x = x * float("nan")
         misbehave(fault, step)
-        with DieAt(fault, "forward", step, "gelu"):
+        with dying(fault, "forward", step), dying(fault, "backward", step):
             loss = model(x, y)
-        with DieAt(fault, "backward", step, "gelu_backward"):
             loss.backward()
-        with DieAt(fault, "optimizer", step, "addcdiv"):
+        with dying(fault, "optimizer", step):
             optimizer.step()
         optimizer.zero_grad()
         losses[step] = loss.item()

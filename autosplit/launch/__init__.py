@@ -51,6 +51,7 @@ def launch(words: Sequence[str], devices: str | None, timeout_s: float | None, *
     script = asked.training_script
     with tempfile.TemporaryDirectory(prefix="autosplit-run-") as folder:
         _wrap(asked, Path(folder))
+        _separate_attempts(asked)
         try:
             run(asked)
         except ChildFailedError as error:
@@ -107,7 +108,7 @@ def _index(word: str, kind: str, count: int) -> int:
     if count == 0 or name != kind or not index.isdecimal() or int(index) >= count:
         there = f"{kind}:0 to {kind}:{count - 1}" if count else "no accelerator"
         raise DeviceError(
-            f"--devices: no device {word!r}; there is {there}. Give a number of processes, or names such as cuda:0,cuda:1"
+            f"--devices: no device {word!r}; there is {there}. Give names such as cuda:0,cuda:1, or a number"
         )
     return int(index)
 
@@ -129,6 +130,16 @@ def _wrap(asked: Namespace, folder: Path) -> None:
     options += ["--check-loss"] * asked.check_loss + ["-m"] * asked.module
     asked.training_script_args = [*options, asked.training_script, *asked.training_script_args]
     asked.training_script, asked.module = _RANK, True
+
+
+def _separate_attempts(asked: Namespace) -> None:
+    """Give each attempt a store of its own.
+
+    torch 2.13 lets a restarted group use the store of the attempt before, whose keys are still in it: gloo and NCCL
+    then may connect to addresses of processes that are gone, until the timeout (pytorch issues 135712, 167288).
+    """
+    if asked.max_restarts > 0 or ":" in asked.nnodes:
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 
 def _exit_code(first: Ended) -> int:

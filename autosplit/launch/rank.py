@@ -77,9 +77,8 @@ def _limit_waits(timeout_s: float) -> None:
     torch has no setting for it: init_process_group and new_group read these two names.
     """
     if timeout_s > 0:
-        limit = timedelta(seconds=timeout_s)
-        distributed_c10d.default_pg_timeout = limit
-        distributed_c10d.default_pg_nccl_timeout = limit
+        for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+            setattr(distributed_c10d, name, timedelta(seconds=timeout_s))
 
 
 def _of_the_script(trace: TracebackType | None) -> TracebackType | None:

@@ -63,7 +63,7 @@ def summary(script: str, found: list[Ended]) -> str:
     lines += [f"  in {first.doing}"] * bool(first.doing)
     lines += [f"  {line}" for line in first.error.splitlines()]
     for other in others[:_SHOWN]:
-        lines.append(f"rank {other.rank}: {_outcome(other)}{_last_words(other)}")
+        lines.append(f"rank {other.rank} {_outcome(other)}{_last_words(other)}")
     if len(others) > _SHOWN:
         lines.append(f"and {len(others) - _SHOWN} more ranks")
     return "\n".join(lines) + "\n"
