@@ -1,9 +1,9 @@
 """autosplit: automatic model partitioning for PyTorch.
 
 ``partition(model, devices)`` returns the same model, split over the devices; ``plan`` shows the placement before
-anything moves; ``apply`` places by a plan made earlier; ``recost`` tells what a plan would cost at another batch or on
-other devices; ``verify`` shows that nothing changed in what is computed; ``solve`` is the engine alone, on any costed
-graph.
+anything moves; ``apply`` places by a plan made earlier; ``from_device_map`` plans as such a map says; ``recost`` tells
+what a plan would cost at another batch or on other devices; ``verify`` shows that nothing changed in what is computed;
+``solve`` is the engine alone, on any costed graph.
 
 Names are loaded when they are first used, so that importing autosplit does not import torch.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autosplit import sim
-    from autosplit.api import apply, partition, plan, recost
+    from autosplit.api import apply, from_device_map, partition, plan, recost
     from autosplit.device import Cluster, Device, Link, Rates
     from autosplit.errors import (
         AutosplitError,
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "apply": "autosplit.api",
+    "from_device_map": "autosplit.api",
     "partition": "autosplit.api",
     "plan": "autosplit.api",
     "recost": "autosplit.api",
@@ -63,6 +64,8 @@ _HOMES = {
     "verify": "autosplit.verification",
 }
 
+_PLANNERS = ("autosplit.api", "autosplit.placement")  # whatever gives a plan to people
+
 __all__ = [
     "AutosplitError",
     "CapacityError",
@@ -84,6 +87,7 @@ __all__ = [
     "VerifyError",
     "WayOut",
     "apply",
+    "from_device_map",
     "partition",
     "plan",
     "recost",
@@ -99,10 +103,12 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'autosplit' has no attribute {name!r}")
+    if home in _PLANNERS:
+        importlib.import_module("autosplit.report")  # tells a plan how to show itself
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

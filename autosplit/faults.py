@@ -66,7 +66,7 @@ class _Passing:
 
 
 def passing(rank: int, stage: int, microbatch: int, kind: PassKind, what: str = "") -> _Passing:
-    """A context for one pass of one micro-batch through one stage: ``with passing(1, 1, 3, "forward"): ...``.
+    """Name the stage and micro-batch in whatever leaves the ``with`` block, which is one pass of one micro-batch.
 
     An exception that leaves it carries a note with the place, and is otherwise the same. It costs about a microsecond.
     An accelerator runs behind the host: what it reports late is noted at the pass that heard of it.

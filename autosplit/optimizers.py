@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from autosplit.choices import OptimizerName
 from autosplit.errors import AutosplitError, PlanError
 
 OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 OptimizerLike = str | torch.optim.Optimizer | OptimizerFactory
 
-_BY_NAME: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+_BY_NAME: dict[OptimizerName, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 1e-3}),
     "momentum": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
     "adam": (torch.optim.Adam, {}),
@@ -39,11 +40,12 @@ def optimizer_factory(optimizer: OptimizerLike, *, foreach: bool) -> OptimizerFa
         PlanError: another name, or none of these.
     """
     if isinstance(optimizer, str):
-        if optimizer.lower() not in _BY_NAME:
+        named = next((name for name in _BY_NAME if name == optimizer.lower()), None)
+        if named is None:
             raise PlanError(
                 f"optimizer {optimizer!r} is unknown: use {', '.join(_BY_NAME)}, or pass the optimizer itself"
             )
-        made, options = _BY_NAME[optimizer.lower()]
+        made, options = _BY_NAME[named]
         return lambda parameters: made(parameters, foreach=foreach, **options)  # type: ignore[call-arg]  # all take it
     if isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class SplitState:
         self.call = call
         self.plan = plan
         self.graph_module: fx.GraphModule | None = None
+        self.stage_modules: tuple[fx.GraphModule, ...] = ()
 
 
 def install(model: nn.Module, state: SplitState) -> None:
@@ -44,6 +45,12 @@ def note_graph_module(model: nn.Module, graph_module: fx.GraphModule) -> None:
     """Keep the graph that ``model`` runs, for ``split.graph_module``; a part of a model keeps none."""
     if _STATE in model.__dict__:
         model.__dict__[_STATE].graph_module = graph_module
+
+
+def note_stage_modules(model: nn.Module, stage_modules: Iterable[fx.GraphModule]) -> None:
+    """Keep the graphs of the stages that ``model`` runs, for ``split.stage_modules``."""
+    if _STATE in model.__dict__:
+        model.__dict__[_STATE].stage_modules = tuple(stage_modules)
 
 
 def unsplit_class(model: nn.Module) -> type[nn.Module]:
@@ -108,11 +115,35 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     forward.__signature__ = inspect.signature(cls.forward)  # what inspect reads first
     members = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
     members |= {"plan": property(_plan), "graph_module": property(_graph_module)}
+    members["stage_modules"] = property(_stage_modules)
     members["__qualname__"] = cls.__qualname__
+    members["__reduce_ex__"] = lambda self, protocol: _reduced(cls, self, protocol)
     own = getattr(cls, "device", None)
     if isinstance(own, property):
         members["device"] = property(lambda self: _device(self, own))
     return type(cls.__name__, (cls,), members)  # the name too: configs and loss functions are looked up by it
+
+
+class _Copied:
+    """Makes a copy of a split module for copy.deepcopy; pickle stops here."""
+
+    def __init__(self, make: Callable[..., Any], name: str) -> None:
+        self._make, self._name = make, name
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    def __reduce__(self) -> Any:
+        raise PlanError(
+            f"a split {self._name} cannot be pickled: save its state_dict() and its plan as plan.json; "
+            f"partition(model, devices, plan='plan.json') splits a new {self._name}, and load_state_dict fills it"
+        )
+
+
+def _reduced(cls: type[nn.Module], model: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """What copy and pickle take ``model`` apart into, as its class as the user wrote it does."""
+    parts: Any = cls.__reduce_ex__(model, protocol)
+    return _Copied(parts[0], cls.__name__), *parts[1:]
 
 
 def _plan(model: nn.Module) -> Plan:
@@ -135,9 +166,17 @@ def _graph_module(model: nn.Module) -> fx.GraphModule:
     graph_module = state.graph_module
     if state.plan is not None and state.plan.capture != "graph":
         raise PlanError(f"this model runs as {len(state.plan.parts)} graphs, not one: see split.plan.parts")
+    if graph_module is None and state.stage_modules:
+        raise PlanError("this model runs as the stages of a pipeline: see split.stage_modules")
     if graph_module is None:
         raise PlanError("not emitted yet: call the model once")
     return graph_module
+
+
+def _stage_modules(model: nn.Module) -> tuple[fx.GraphModule, ...]:
+    """The graphs of a pipeline's stages, in order; empty before the first call in micro-batches."""
+    found: tuple[fx.GraphModule, ...] = model.__dict__[_STATE].stage_modules
+    return found
 
 
 def _holds_data(device: torch.device) -> bool:

@@ -12,10 +12,14 @@ _SCALE = {
     "MB": 10**6,
     "GB": 10**9,
     "TB": 10**12,
+    "PB": 10**15,
+    "EB": 10**18,
     "KIB": 2**10,
     "MIB": 2**20,
     "GIB": 2**30,
     "TIB": 2**40,
+    "PIB": 2**50,
+    "EIB": 2**60,
 }
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*\Z")
 
@@ -51,12 +55,14 @@ def format_bytes(n: int) -> str:
     >>> format_bytes(0), format_bytes(1536), format_bytes(25769803776)
     ('0 B', '1.5 KiB', '24.0 GiB')
     """
+    if abs(n) >= 2**70:
+        return f"{'-' if n < 0 else ''}more than 1024 EiB"
     value = float(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if abs(value) < 1024:
             return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
-    return f"{value:.1f} TiB"
+    return f"{value:.1f} EiB"
 
 
 def format_ns(n: int) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -17,8 +19,11 @@ from autosplit.api.problem import Request
 from autosplit.api.public import apply_captured
 from autosplit.capture import Frontend, climb
 from autosplit.hardware import resolve
+from autosplit.pipeline.batches import sizes
+from autosplit.placement import Pipeline
 from autosplit.predict import training_loss
 from autosplit.runtime import unsplit_class
+from autosplit.schedule import ScheduleName
 
 
 def split_at_random(
@@ -104,3 +109,59 @@ def assert_equal(want: Mapping[str, torch.Tensor], have: Mapping[str, torch.Tens
 def to(tree: Any, device: str) -> Any:
     """The nested value with its tensors on a device."""
     return pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), tree)
+
+
+def pipeline_at_random(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    devices: list[str],
+    *,
+    microbatches: int,
+    schedule: ScheduleName,
+    seed: int = 0,
+) -> nn.Module:
+    """Stages of random lengths, one a device: cut wherever no group is cut in two."""
+    frontend = Frontend(model, unsplit_class(model))
+    mode = "train" if model.training else "infer"
+    captured = climb(frontend, args, kwargs, mode)
+    program = captured.program
+    numbers = {node: i for i, node in enumerate(program.nodes)}
+    spans = [[numbers[node] for node in group if node in numbers] for group in program.groups]
+    cuts = [i for i in range(1, len(numbers)) if not any(s and min(s) < i <= max(s) for s in spans)]
+    chosen = [0, *sorted(random.Random(seed).sample(cuts, min(len(devices) - 1, len(cuts)))), len(numbers)]
+    stages = tuple(
+        tuple(program.names[node] for node in program.nodes[start:end]) for start, end in itertools.pairwise(chosen)
+    )
+    wanted = {name: devices[stage] for stage, names in enumerate(stages) for name in names}
+    request = Request(resolve(devices), mode, placement=wanted, optimizer="sgd", profile=False)
+    plan, captured = make_plan(model, frontend, args, kwargs, request)
+    pipeline = Pipeline(microbatches=microbatches, schedule=schedule, stages=stages)
+    return apply_captured(
+        model, msgspec.structs.replace(plan, strategy="pipeline", pipeline=pipeline), frontend, captured
+    )
+
+
+def in_microbatches(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], microbatches: int, *, early: bool
+) -> list[torch.Tensor]:
+    """What a pipeline computes, in plain Python: the loss of each micro-batch, times its share, and its backward.
+
+    Args:
+        early: each backward pass right after its forward pass, as the sums of 1F1B are taken; else all at the end.
+    """
+    flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    total = next(leaf.shape[0] for leaf in flat if isinstance(leaf, torch.Tensor))
+    parts = sizes(total, microbatches)
+    pieces = [leaf.split(parts) if isinstance(leaf, torch.Tensor) else [leaf] * len(parts) for leaf in flat]
+    losses = []
+    for i, part in enumerate(parts):
+        own_args, own_kwargs = pytree.tree_unflatten([piece[i] for piece in pieces], spec)
+        loss = training_loss(model(*own_args, **own_kwargs))
+        assert loss is not None
+        losses.append(loss * (part / total))
+        if early:
+            losses[-1].backward()
+    if not early:
+        torch.stack(losses).sum().backward()
+    return losses

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from autosplit import estimate
+from autosplit.api.identity import graph_fingerprint, input_forms, weight_forms
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import fitting_alone
 from autosplit.api.timing import Timed
 from autosplit.capture import Captured
 from autosplit.device import Cluster
-from autosplit.placement import DevicePrediction, Plan, Prediction, Strategy, check_plan
+from autosplit.placement import DevicePrediction, Option, Pipeline, Plan, Prediction, Strategy, check_plan
 from autosplit.runtime import weight_signature
 from autosplit.units import format_bytes
 
 
-def describe(problem: Problem, candidate: Candidate) -> Plan:
+@dataclass(frozen=True)
+class Figures:
+    """What a step is predicted to take where it is not a call as a whole: ns, by device and in all."""
+
+    step_ns: int
+    transfer_ns: int
+    busy_ns: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided beside the placement; what it leaves open follows from that.
+
+    ``words`` and ``notes`` are added to the reason and to the assumptions.
+    """
+
+    strategy: Strategy | None = None
+    reason: str | None = None
+    words: str = ""
+    notes: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
+    pipeline: Pipeline | None = None
+    replicas: int = 1
+    figures: Figures | None = None
+
+
+PLAIN = Choice()
+"""One call, as a whole."""
+
+
+def describe(problem: Problem, candidate: Candidate, choice: Choice = PLAIN) -> Plan:
     """The plan for ``candidate``, checked."""
     placement, cluster = candidate.placement, problem.cluster
     strategy, reason = _strategy(problem, candidate)
+    notes = choice.notes or tuple(_other_objective(problem, candidate))
     plan = Plan(
-        strategy=strategy,
+        strategy=choice.strategy or strategy,
         mode=problem.request.mode,
         cluster=cluster,
         io_device=problem.io_device,
@@ -30,10 +65,17 @@ def describe(problem: Problem, candidate: Candidate) -> Plan:
         objective=placement.objective,
         value=placement.value,
         bound=placement.bound,
-        prediction=_prediction(problem, candidate),
-        reason=reason,
-        assumptions=(*problem.assumptions, *_other_objective(problem, candidate), *_assumptions(problem)),
+        prediction=_prediction(problem, candidate, choice.figures),
+        reason=(choice.reason or reason) + choice.words,
+        assumptions=(*problem.assumptions, *notes, *_assumptions(problem)),
         fingerprint=weight_signature(problem.model),
+        pipeline=choice.pipeline,
+        replicas=choice.replicas,
+        options=choice.options,
+        inputs=input_forms(problem.program),
+        weight_forms=weight_forms(problem.model),
+        graph_fingerprint=graph_fingerprint(problem.program),
+        optimizer=problem.optimizer_name,
     )
     check_plan(plan, problem.graph)
     return plan
@@ -58,23 +100,32 @@ def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
     )
 
 
-def _prediction(problem: Problem, candidate: Candidate) -> Prediction:
-    graph, devices, cluster = problem.graph, candidate.placement.devices, problem.cluster
-    busy = estimate.busy_ns(graph, devices, cluster)
+def figures_of(problem: Problem, devices: Mapping[str, str]) -> Figures:
+    """Of one call as a whole, by the estimate."""
+    graph, cluster = problem.graph, problem.cluster
+    return Figures(
+        step_ns=estimate.step_ns(graph, devices, cluster, io_device=problem.io_device),
+        transfer_ns=estimate.transfer_ns(graph, devices, cluster, io_device=problem.io_device),
+        busy_ns=estimate.busy_ns(graph, devices, cluster),
+    )
+
+
+def _prediction(problem: Problem, candidate: Candidate, figures: Figures | None) -> Prediction:
+    figures = figures or figures_of(problem, candidate.placement.devices)
     return Prediction(
         devices={
             name: DevicePrediction(
                 peak_bytes=footprint.peak_bytes,
                 reserved_bytes=footprint.reserved_bytes,
                 weight_bytes=footprint.weight_bytes,
-                busy_ns=busy.get(name, 0),
+                busy_ns=figures.busy_ns.get(name, 0),
                 breakdown=footprint.breakdown,
                 timeline=footprint.timeline,
             )
             for name, footprint in candidate.footprints.items()
         },
-        step_ns=estimate.step_ns(graph, devices, cluster, io_device=problem.io_device),
-        transfer_ns=estimate.transfer_ns(graph, devices, cluster, io_device=problem.io_device),
+        step_ns=figures.step_ns,
+        transfer_ns=figures.transfer_ns,
         time_source=problem.timed.source,
     )
 

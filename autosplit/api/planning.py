@@ -14,7 +14,7 @@ from autosplit.api.batch import Example, Trials, largest
 from autosplit.api.describe import describe
 from autosplit.api.problem import Problem, Request
 from autosplit.api.recosting import remember
-from autosplit.api.search import search
+from autosplit.api.strategy import decide
 from autosplit.api.ways import find_ways_out
 from autosplit.capture import Captured, Frontend, climb
 from autosplit.errors import CapacityError, CaptureError, PlanError
@@ -28,8 +28,13 @@ def make_plan(
 
     A CapacityError of it knows the model and can look for ways out.
     """
-    if request.strategy == "split" and len(request.cluster.devices) == 1:
-        raise PlanError("strategy='split' was asked for one device: pass two or more, or strategy='auto'")
+    if request.strategy in ("split", "pipeline", "hybrid") and len(request.cluster.devices) == 1:
+        raise PlanError(f"strategy={request.strategy!r} was asked for one device: pass two or more, or strategy='auto'")
+    if request.batch == "max" and (request.strategy in ("pipeline", "hybrid") or request.microbatches != "auto"):
+        raise PlanError(
+            "batch='max' looks for the largest call as a whole, not in micro-batches: give the batch as a number, or "
+            "leave strategy and microbatches out"
+        )
     example = Example.of(args, kwargs, request.cluster)
     trials = Trials(model, frontend.written, request, example)
     if isinstance(request.batch, int):
@@ -39,7 +44,8 @@ def make_plan(
     except CapacityError as error:
         error.model, error.mode = type(model).__name__, request.mode
         samples = min(filter(None, trials.posed)) if request.batch == "max" else trials.example.samples
-        error.find_ways_out = partial(find_ways_out, trials, samples, sum(error.short_bytes.values()))
+        if request.strategy not in ("pipeline", "hybrid"):  # the ways are planned for a call as a whole
+            error.find_ways_out = partial(find_ways_out, trials, samples, sum(error.short_bytes.values()))
         raise
 
 
@@ -55,11 +61,12 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
     trials.captured[example.samples] = captured
     problem = trials.problem(example.samples)
     _refuse_shared_memory(problem)
-    plan = describe(problem, search(problem))
+    plan = decide(trials, problem)
     if isinstance(request.batch, int):
         words = f"batch: {request.batch}, as asked: what the model is called with is resized along dimension 0"
         plan = msgspec.structs.replace(plan, batch=request.batch, assumptions=(words, *plan.assumptions))
-    remember(plan, problem, trials)
+    if plan.pipeline is None and plan.replicas == 1:
+        remember(plan, problem, trials)
     return plan, captured
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import torch
@@ -14,18 +14,22 @@ from torch import nn
 from autosplit import estimate
 from autosplit.api.timing import ProfileChoice, Timed, find_times
 from autosplit.capture import Captured
+from autosplit.choices import OptimizerName
 from autosplit.costs import OptimizerCost, build_graph
 from autosplit.device import HOST, Cluster
 from autosplit.emit import Assignment, assign, check_split, rewrite
 from autosplit.graph import CostGraph, Mode
 from autosplit.optimizers import OptimizerFactory, OptimizerLike, optimizer_factory, steps_without_data
-from autosplit.placement import Objective, Placement, Rung, Transfer, check_placement
+from autosplit.placement import Objective, Pipeline, Placement, Rung, Transfer, check_placement
 from autosplit.predict import Footprint, Workload, fake_devices, measure_optimizer, predict_memory
 from autosplit.program import Program, Spec
+from autosplit.schedule import ScheduleName
 
-StrategyChoice = Literal["auto", "single", "replicate", "split"]
+StrategyChoice = Literal["auto", "single", "replicate", "split", "pipeline", "hybrid"]
 ObjectiveChoice = Literal["auto", "latency", "throughput", "memory"]
 BatchChoice = int | Literal["max"] | None
+MicrobatchesChoice = int | Literal["auto"]
+ScheduleChoice = Literal["auto"] | ScheduleName
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Request:
     profile: ProfileChoice = "auto"
     workload: Workload | None = None
     batch: BatchChoice = None
+    microbatches: MicrobatchesChoice = "auto"
+    schedule: ScheduleChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Candidate:
     homes: dict[str, str]
     transfers: Sequence[Transfer]
     footprints: dict[str, Footprint]
+    pipeline: Pipeline | None = None
 
 
 @dataclass
@@ -78,6 +85,14 @@ class Problem:
     def objective(self) -> Objective:
         """What to minimise."""
         return "latency" if self.request.objective == "auto" else self.request.objective
+
+    @property
+    def optimizer_name(self) -> OptimizerName | None:
+        """The name of that optimizer; None for an object, and in inference."""
+        asked = "adamw" if self.request.optimizer is None else self.request.optimizer
+        if self.request.mode == "infer" or not isinstance(asked, str):
+            return None
+        return next((name for name in get_args(OptimizerName) if name == asked.lower()), None)
 
     @cached_property
     def factory(self) -> OptimizerFactory | None:
@@ -176,22 +191,35 @@ class Problem:
         transfers = estimate.transfers(self.graph, placement.devices, self.cluster, io_device=self.io_device)
         check_split(emitted, [(t.tensor, t.src, t.dst) for t in transfers])
 
+        footprints = self.footprints(emitted.graph_module.forward, homes, self.arrivals(assignment))
+        return Candidate(placement, homes, transfers, footprints)
+
+    def footprints(
+        self, forward: Callable[..., Sequence[Any]], homes: Mapping[str, str], arrivals: Mapping[int, str]
+    ) -> dict[str, Footprint]:
+        """What each device holds over a step.
+
+        Args:
+            forward: flat inputs to flat outputs, emitted for ``fake_devices(self.cluster)``.
+            homes: home of each weight.
+            arrivals: device of the inputs, by place, that are elsewhere than the caller's.
+        """
+
         def run(*values: Any) -> Any:
             with self.program.casting():
-                outputs = emitted.graph_module.forward(*values)
+                outputs = forward(*values)
             torch.clear_autocast_cache()  # its copies of weights end with the forward, also where the caller's go on
             return outputs
 
-        footprints = predict_memory(
+        return predict_memory(
             run,
             list(self.program.inputs.values()),
             {name: (Spec.of(weight), homes[name]) for name, weight in self.weights.items()},
             cluster=self.cluster,
             io_device=self.io_device,
-            arrivals=self.arrivals(assignment),
+            arrivals=arrivals,
             mode=self.request.mode,
             optimizer=self.factory,
             kept=self.kept,
             workload=self.request.workload,
         )
-        return Candidate(placement, homes, transfers, footprints)

@@ -15,9 +15,19 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from autosplit.api.batch import check_batch
+from autosplit.api.given import PlanLike, given_plan, refuse_absent, refuse_devices, with_inputs, without_inputs
+from autosplit.api.pipelining import PipelineCaller
 from autosplit.api.planning import make_plan
-from autosplit.api.problem import BatchChoice, ObjectiveChoice, Request, StrategyChoice
+from autosplit.api.problem import (
+    BatchChoice,
+    MicrobatchesChoice,
+    ObjectiveChoice,
+    Request,
+    ScheduleChoice,
+    StrategyChoice,
+)
 from autosplit.api.running import Caller, install_parts
+from autosplit.api.strategy import check_pipeline
 from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
@@ -25,9 +35,10 @@ from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import Mode
 from autosplit.hardware import DevicesLike, resolve, torch_devices
 from autosplit.optimizers import OptimizerLike
-from autosplit.placement import Plan, Rung, check_plan
+from autosplit.placement import Plan, Rung
 from autosplit.replicate import process_group_is_up, replicate
-from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class, weight_signature
+from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class
+from autosplit.schedule import ScheduleName
 from autosplit.verification import verify as compare
 
 CaptureChoice = Literal["auto", "graph", "graphs", "opaque", "modules"]
@@ -50,6 +61,8 @@ def plan(
     capture: CaptureChoice = "auto",
     profile: ProfileChoice = "auto",
     batch: BatchChoice = None,
+    microbatches: MicrobatchesChoice = "auto",
+    schedule: ScheduleChoice = "auto",
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving it or running it.
 
@@ -60,7 +73,9 @@ def plan(
         args: positional example inputs; only their shapes and dtypes are read, so meta tensors will do.
         kwargs: keyword example inputs.
         mode: "infer" or "train"; None reads ``model.training``.
-        strategy: "auto" places on one device when it fits, and splits when it does not.
+        strategy: "auto" weighs all by predicted time and memory (``Plan.why``): a copy on each device when one holds
+            the model, unless a pipeline is faster; else a split, in micro-batches when that is faster, and in replicas
+            when devices remain. "single", "replicate", "split", "pipeline" and "hybrid" take just that.
         objective: what a split minimises: "latency" (one request; "auto"), "throughput" or "memory" (least peak).
         optimizer: what training memory is planned for: "sgd", "momentum", "adam", "adamw", "adafactor", "adagrad",
             "rmsprop", an instance, or a function from parameters to one. None in training assumes AdamW and says so.
@@ -72,6 +87,10 @@ def plan(
             own, and keeps the times (README); "auto" measures on accelerators and recalls others; False estimates.
         batch: samples in one call, along dimension 0 of the first tensor and of all of that size. "max" finds the
             largest that fits: it and one more are planned exactly, in some ten to twenty captures.
+        microbatches: a pipeline cuts the batch of a call into so many; "auto" takes the number with the least
+            predicted time. A number is of "auto", "pipeline" and "hybrid" only.
+        schedule: in which order a pipeline runs its passes: "gpipe" or "1f1b". "auto" takes GPipe where its memory
+            fits, else 1F1B.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -88,7 +107,19 @@ def plan(
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(resolve(devices), mode, strategy, objective, optimizer, placement, capture, profile, batch)
+    asked = _Asked(
+        resolve(devices),
+        mode,
+        strategy,
+        objective,
+        optimizer,
+        placement,
+        capture,
+        profile,
+        batch,
+        microbatches,
+        schedule,
+    )
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         raise PlanError(
@@ -98,22 +129,23 @@ def plan(
     return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
 
 
-def apply(model: Model, plan: Plan) -> nn.Module:
+def apply(model: Model, plan: PlanLike) -> nn.Module:
     """Place the weights of ``model`` as ``plan`` says, in place, and make its forward run split.
 
     Args:
         model: the model that the plan was made for; its weights keep their identity.
-        plan: as ``plan`` returned or ``Plan.load`` read it.
+        plan: as ``plan`` returned or ``Plan.load`` read it, or the path of its file.
 
     Returns:
         ``model`` itself, of a subclass of its class; for a "replicate" plan under an initialised process group it is
         in DistributedDataParallel.
 
     Raises:
-        PlanError: the plan is for another model, or a weight has no data.
+        PlanError: the plan is stale: names the first weight that differs; or a weight has no data.
+        CapacityError: a device is too small for what the plan puts there.
         DeviceError: a device of the plan is not present.
     """
-    return apply_captured(_as_module(model, None, None)[0], plan)
+    return apply_captured(_as_module(model, None, None)[0], given_plan(plan))
 
 
 def partition(
@@ -130,7 +162,9 @@ def partition(
     capture: CaptureChoice = "auto",
     profile: ProfileChoice = "auto",
     batch: BatchChoice = None,
-    plan: Plan | None = None,
+    microbatches: MicrobatchesChoice = "auto",
+    schedule: ScheduleChoice = "auto",
+    plan: PlanLike | None = None,
     verify: bool = False,
 ) -> nn.Module:
     """Split ``model`` over ``devices``: the same object computes and trains as before, each part where it was placed.
@@ -151,7 +185,11 @@ def partition(
         profile: as in plan.
         capture: as in plan; "graph" also makes a later call that cannot be captured an error.
         batch: as in plan; other batches run too, by the same plan.
-        plan: a plan made before; it is applied as it is, and only ``devices`` is looked at beside it.
+        microbatches: as in plan.
+        schedule: as in plan.
+        plan: a plan made before, or the path of its file; its placement is applied exactly, or refused as stale. With
+            ``args`` or ``kwargs`` it is costed again for them (memory exactly; ``optimizer`` as given, else as
+            planned); what else was asked beside it is not looked at.
         verify: compare with the unsplit model on the example inputs (it needs a second copy of the model).
 
     Returns:
@@ -164,14 +202,15 @@ def partition(
     torch_devices(cluster)
     model, args, kwargs = _as_module(model, args, kwargs)
     _check_model(model)
-    if plan is not None:
-        if isinstance(plan, Plan):
-            _check_devices(plan, cluster)
-        return apply_captured(model, plan)
-    asked = _Asked(cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch)
+    known = None if plan is None else given_plan(plan)
+    if known is not None:
+        refuse_devices(known, cluster)
+    asked = _Asked(
+        cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
+    )
     if args is None and kwargs is None:
-        return _partition_at_first_call(model, asked, verify)
-    return _partition_now(model, args, kwargs, asked, verify=verify)
+        return _partition_at_first_call(model, asked, verify) if known is None else apply_captured(model, known)
+    return _partition_now(model, args, kwargs, asked, verify=verify, known=known)
 
 
 def _partition_now(
@@ -181,12 +220,16 @@ def _partition_now(
     asked: _Asked,
     *,
     verify: bool,
+    known: Plan | None,
 ) -> nn.Module:
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
         initialise(model, args or (), kwargs or {})
     frontend = Frontend(model, unsplit_class(model))
-    made, captured = _decide(model, frontend, args or (), kwargs or {}, asked)
+    if known is None:
+        made, captured = _decide(model, frontend, args or (), kwargs or {}, asked)
+    else:
+        made, captured = with_inputs(known, model, frontend, (args or (), kwargs or {}), asked.optimizer)
     unsplit = copy.deepcopy(model) if verify else None
     split = apply_captured(model, made, frontend, captured, is_pinned=asked.capture == "graph")
     if unsplit is not None:
@@ -207,6 +250,8 @@ class _Asked:
     capture: CaptureChoice
     profile: ProfileChoice
     batch: BatchChoice
+    microbatches: MicrobatchesChoice = "auto"
+    schedule: ScheduleChoice = "auto"
 
     def __post_init__(self) -> None:
         if self.batch not in (None, "max"):
@@ -217,9 +262,11 @@ class _Asked:
             ("objective", self.objective, get_args(ObjectiveChoice)),
             ("capture", self.capture, ("auto", *get_args(Rung))),
             ("profile", self.profile, ("auto", True, False)),
+            ("schedule", self.schedule, ("auto", *get_args(ScheduleName))),
         ):
             if value not in known:
                 raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+        check_pipeline(self.strategy, self.microbatches, self.schedule)
 
     def request(self, model: nn.Module) -> Request:
         """The request for the mode that the model is in now."""
@@ -234,6 +281,8 @@ class _Asked:
             None if self.capture == "auto" else self.capture,
             profile=self.profile,
             batch=self.batch,
+            microbatches=self.microbatches,
+            schedule=self.schedule,
         )
 
 
@@ -262,19 +311,14 @@ def apply_captured(
     is_pinned: bool = False,
 ) -> nn.Module:
     """As apply; what ``frontend`` captured for the plan is not captured again."""
-    if not isinstance(plan, Plan):
-        raise PlanError(f"plan is a {type(plan).__name__}: pass a Plan, as autosplit.plan or Plan.load returns it")
-    check_plan(plan)
     devices = torch_devices(plan.cluster)
-    if plan.fingerprint != weight_signature(model):
-        raise PlanError(
-            f"stale plan: it was made for another model than this {type(model).__name__} "
-            "(names, shapes or dtypes of the weights differ); plan again"
-        )
+    refuse_absent(plan)
+    plan = without_inputs(plan, model) if captured is None else plan
     place_weights(model, {name: devices[home] for name, home in plan.weights.items()})
     lock = threading.RLock()
     install_parts(model, plan, captured, lock)
-    caller = Caller(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
+    make = Caller if plan.pipeline is None else PipelineCaller
+    caller = make(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
     install(model, SplitState(caller, plan))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
@@ -335,14 +379,6 @@ def _check_inputs(args: object, kwargs: object) -> None:
         raise PlanError(f"args is a {type(args).__name__}: pass a tuple of positional inputs, as in args=(x,)")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise PlanError(f"kwargs is a {type(kwargs).__name__}: pass a dict of keyword inputs, as in kwargs={{'x': x}}")
-
-
-def _check_devices(plan: Plan, cluster: Cluster) -> None:
-    missing = [name for name in plan.cluster.names if name not in cluster.names]
-    if missing:
-        raise PlanError(
-            f"stale plan: it uses {', '.join(missing)}, but given are {', '.join(cluster.names)}; plan again"
-        )
 
 
 def _local_rank() -> int:

@@ -47,6 +47,8 @@ def recost(plan: Plan, *, devices: DevicesLike | None = None, batch: int | None 
         PlanError: the plan does not carry its costs, the model's batch cannot be varied, or there are too few devices.
         DeviceError: as in ``plan``.
     """
+    if plan.pipeline is not None or plan.replicas > 1:
+        raise PlanError("recost tells what a call as a whole costs, not a pipeline or replicas: plan again")
     costed = plan.__dict__.get(_COSTED)
     if not isinstance(costed, _Costed):
         raise PlanError(

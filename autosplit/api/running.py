@@ -92,16 +92,19 @@ class Caller:
         self._uncaptured.add(mode)
         if str(refused) not in self._told:
             self._told.add(str(refused))
-            warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=_callers_level())
+            warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=callers_level())
         return result
 
     def _captured(self, model: nn.Module) -> Frontend:
         if self._frontend is None or self._frontend.model is not model:
             self._frontend = Frontend(model, unsplit_class(model), prefix=self._path, names=self._names)
         if self._frontend.compile_program is None:
-            self._frontend.compile_program = _compiler(self._plan, model)
+            self._frontend.compile_program = self._compile(model)
             self._frontend.inner = parts_below(model)
         return self._frontend
+
+    def _compile(self, model: nn.Module) -> Compile:
+        return compiler(self._plan, model)
 
     def _in_python(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = first_device(args, kwargs)
@@ -150,7 +153,7 @@ class _Locked:
             return call_unit(module, args, kwargs)
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """How far up the stack the caller's own line is, for a warning to name it."""
     roots = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     level, frame = 1, sys._getframe(1)
@@ -163,7 +166,7 @@ def _is_within(path: str, paths: Collection[str]) -> bool:
     return any(path == other or path.startswith(f"{other}.") for other in paths)
 
 
-def _compiler(plan: Plan, model: nn.Module) -> Compile:
+def compiler(plan: Plan, model: nn.Module) -> Compile:
     """Makes what runs one captured program, emitted once for each set of devices that its inputs come from.
 
     Dynamo keeps it for good, so it knows the model by a weak reference.
@@ -179,7 +182,7 @@ def _compiler(plan: Plan, model: nn.Module) -> Compile:
         weights = [i for i, source in enumerate(sources) if source.is_weight]
 
         def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
-            _refuse_shared_memory(program, inputs)
+            refuse_shared_memory(program, inputs)
             arrived = list(inputs)
             strangers = [i for i in movable if inputs[i].device != io_device and inputs[i].device not in present]
             for i in strangers:
@@ -204,7 +207,7 @@ def _compiler(plan: Plan, model: nn.Module) -> Compile:
     return compile_program
 
 
-def _refuse_shared_memory(program: Program, inputs: Sequence[Any]) -> None:
+def refuse_shared_memory(program: Program, inputs: Sequence[Any]) -> None:
     """Two inputs in one memory, one of them written, were captured as two: one write would be lost."""
     if not program.written_inputs:
         return

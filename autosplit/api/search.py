@@ -30,7 +30,7 @@ def search(problem: Problem, may_go_on: Callable[[], bool] = lambda: True) -> Ca
         PlanError: a placement by hand names what is not there.
     """
     fixed = fixed_placement(problem)
-    return _solve_until_it_fits(problem, may_go_on) if fixed is None else _fitting(problem, fixed)
+    return _solve_until_it_fits(problem, may_go_on) if fixed is None else fitting(problem, fixed)
 
 
 def fixed_placement(problem: Problem) -> Placement | None:
@@ -43,31 +43,44 @@ def fixed_placement(problem: Problem) -> Placement | None:
     return None
 
 
-def _fitting(problem: Problem, placement: Placement) -> Candidate:
+def fitting(problem: Problem, placement: Placement) -> Candidate:
+    """The placement run on fakes.
+
+    Raises:
+        CapacityError: it does not fit.
+    """
     candidate = problem.evaluate(placement)
     if over(problem, candidate):
-        raise _does_not_fit(problem, candidate)
+        raise does_not_fit(problem, candidate)
     return candidate
 
 
 def _by_hand(problem: Problem, wanted: Mapping[str, str]) -> Placement:
     """A placement from node names or module paths; what they leave open follows its weights or inputs."""
+    nodes = problem.graph.nodes.values()
+    keys = {node.name: _key_of(node.name, node.module, wanted) for node in nodes}
+    known = {*keys, *(path for module in {node.module for node in nodes} for path in _paths(module))}
     for key, device in wanted.items():
         problem.cluster.device(device)
-        if not any(_names(key, node.name, node.module) for node in problem.graph.nodes.values()):
+        if key not in known:
             raise PlanError(f"placement key {key!r} is neither a node nor the path of a module that computes something")
-    named: dict[str, str] = {}
-    for node in problem.graph.nodes.values():
-        keys = [key for key in wanted if _names(key, node.name, node.module)]
-        if keys:
-            named[node.name] = wanted[max(keys, key=len)]
+    named = {name: wanted[key] for name, key in keys.items() if key is not None}
     assignment = assign(problem.program, named, {}, problem.cluster.names[0])
     devices = {problem.program.names[node]: assignment.devices[node] for node in problem.program.nodes}
     return _valued(problem, devices, "by hand")
 
 
-def _names(key: str, node: str, module: str) -> bool:
-    return key in (node, module) or module.startswith(f"{key}.")
+def _key_of(node: str, module: str, wanted: Mapping[str, str]) -> str | None:
+    """What places a node: its own name, else the longest path that it is within."""
+    return next((key for key in (node, *_paths(module)) if key in wanted), None)
+
+
+def _paths(module: str) -> Iterator[str]:
+    """A module's path, and those of the modules around it, the model's own "" last."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""
 
 
 def _on_one_device(problem: Problem) -> Placement:
@@ -112,7 +125,7 @@ def _solve_until_it_fits(problem: Problem, may_go_on: Callable[[], bool]) -> Can
             misses.append(candidate)
     if not misses:
         raise refused[0]
-    raise _does_not_fit(problem, min(misses, key=lambda candidate: sum(over(problem, candidate).values())))
+    raise does_not_fit(problem, min(misses, key=lambda candidate: sum(over(problem, candidate).values())))
 
 
 def _tries(objective: Objective) -> Iterator[tuple[Objective, float]]:
@@ -189,7 +202,8 @@ def over(problem: Problem, candidate: Candidate) -> dict[str, int]:
     return {name: need - has[name] for name, need in needs.items() if need > has[name]}
 
 
-def _does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
+def does_not_fit(problem: Problem, candidate: Candidate) -> CapacityError:
+    """The error that says what each device needs and has."""
     has = problem.has_bytes()
     needs = {name: footprint.reserved_bytes for name, footprint in candidate.footprints.items()}
     rows = [

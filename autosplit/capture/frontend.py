@@ -104,20 +104,20 @@ class Frontend:
         with self._lock, self._as_written():
             return self._call(args, kwargs)[0]
 
-    def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> Program:
+    def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode | None) -> Program:
         """The program of one call, without running it, moving anything or leaving a trace in any object.
 
         Args:
             args: positional inputs of forward; only their form is read, so meta tensors will do.
             kwargs: keyword inputs of forward.
-            mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off; a part is
-                captured as it is.
+            mode: "train" captures with train() and gradients on, "infer" with eval() and gradients off; None captures
+                as it is, as for a part.
 
         Raises:
             CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
         """
         check_arguments(self.model, self._forward, args, kwargs)
-        flags = in_mode(self.model, mode) if not self.is_part else nullcontext()
+        flags = nullcontext() if self.is_part or mode is None else in_mode(self.model, mode)
         with CAPTURE_LOCK, self._lock, flags, without_parts(self.model), quiet(), fewer_collections():
             before = snapshot(self.model, args, kwargs)
             self._capturing, self._captured = True, None

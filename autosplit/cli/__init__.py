@@ -6,34 +6,25 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from autosplit import __version__
+from autosplit.choices import Mode, OptimizerName, Rung
 from autosplit.cli import output
 from autosplit.cli.failures import BUG, report
+from autosplit.cli.files import PLAN_FILE, check, diff, read_plan
 from autosplit.cli.launch import run
-from autosplit.errors import AutosplitError, PlanError
+from autosplit.cli.options import allow_code_option, debug_option, input_option, json_option
+from autosplit.cli.shell import completion, schema
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from autosplit.placement import Plan
-
-_OPTIMIZERS = (
-    "sgd",
-    "momentum",
-    "adam",
-    "adamw",
-    "adafactor",
-    "adagrad",
-    "rmsprop",
-)  # as autosplit.optimizers names them
-
-_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -61,10 +52,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _batch(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
     """A number of samples, or "max"."""
-    if value is None or value == "max":
+    return None if value is None else _count_or(value, "max", "samples")
+
+
+def _microbatches(_: click.Context, __: click.Parameter, value: str) -> int | str:
+    """A number of micro-batches, or "auto"."""
+    return _count_or(value, "auto", "micro-batches")
+
+
+def _count_or(value: str, word: str, what: str) -> int | str:
+    if value == word:
         return value
     if not value.isascii() or not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"{value!r}: expected a number of samples, 1 or more, or max")
+        raise click.BadParameter(f"{value!r}: expected a number of {what}, 1 or more, or {word}")
     return int(value)
 
 
@@ -79,20 +79,14 @@ def autosplit() -> None:
 
 @autosplit.command()
 @click.argument("model")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="NAME=SPEC",
-    help="An argument of forward: NAME=TYPE:SIZES, as in ids=i64:4x2048 or x=f32:2x3x224x224; t=i64: is one number.",
-)
+@input_option
 @click.option(
     "--devices",
     required=True,
     metavar="SPEC",
     help="4xA100-80GB or 2x24GiB (described), cuda:0,cuda:1, auto, or cluster.toml.",
 )
-@click.option("--for", "mode", type=click.Choice(["infer", "train"]), default="infer", show_default=True)
+@click.option("--for", "mode", type=click.Choice(get_args(Mode)), default="infer", show_default=True)
 @click.option(
     "--minimise",
     "--minimize",
@@ -103,15 +97,37 @@ def autosplit() -> None:
 )
 @click.option(
     "--optimizer",
-    type=click.Choice(_OPTIMIZERS, case_sensitive=False),
+    type=click.Choice(get_args(OptimizerName), case_sensitive=False),
     help="What training memory is planned for.  [default: adamw]",
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["auto", "single", "replicate", "split"]),
+    type=click.Choice(["auto", "single", "replicate", "split", "pipeline", "hybrid"]),
     default="auto",
     show_default=True,
-    help="auto splits only a model that does not fit one device.",
+    help="auto weighs all: a copy a device, a split, a pipeline, replicas of these.",
+)
+@click.option(
+    "--microbatches",
+    callback=_microbatches,
+    default="auto",
+    metavar="N|auto",
+    show_default=True,
+    help="Into how many a pipeline cuts the batch of a call.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["auto", "gpipe", "1f1b"]),
+    default="auto",
+    show_default=True,
+    help="In which order a pipeline runs its passes.",
+)
+@click.option(
+    "--capture",
+    type=click.Choice(["auto", *get_args(Rung)]),
+    default="auto",
+    show_default=True,
+    help="As one graph, as several, with modules left as they are, or module by module; auto: the first that holds.",
 )
 @click.option(
     "--profile/--no-profile",
@@ -124,9 +140,10 @@ def autosplit() -> None:
     metavar="N|max",
     help="Samples in one call, in place of the inputs'; max: as many as fit.",
 )
+@allow_code_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
-@_json
-@_debug
+@json_option
+@debug_option
 def plan(
     *,
     model: str,
@@ -136,48 +153,56 @@ def plan(
     objective: Any,
     optimizer: str | None,
     strategy: Any,
+    microbatches: int | str,
+    schedule: Any,
+    capture: Any,
     profile: bool | None,
     batch: int | str | None,
+    allow_code: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Decide what of MODEL runs where. Nothing is moved, no weight is read.
 
-    MODEL is pkg.mod:callable (a Module class, or a function that returns a module; the current directory is
-    importable), or hf:DIR (a folder with the config.json of a transformers model; no weights are needed).
+    MODEL is pkg.mod:callable (a Module class, or a function that returns a module, or a module and its inputs; the
+    current directory is importable), hf:DIR (a folder with the config.json of a transformers model; no weights are
+    needed), or FILE.pt2 with --allow-code.
     """
     from autosplit.cli.inputs import parse_inputs
+    from autosplit.cli.making import make_plan
 
     if optimizer is not None and mode == "infer":
         raise click.UsageError("--optimizer is of training only: add --for train, or leave it out")
+    if strategy in ("single", "replicate", "split") and (microbatches, schedule) != ("auto", "auto"):
+        raise click.UsageError(f"--strategy {strategy} has no pipeline: leave out --microbatches and --schedule")
     specs = parse_inputs(inputs)
-    with contextlib.redirect_stdout(sys.stderr):  # whatever the user's code prints: stdout is for the plan
-        made = _make_plan(
-            model,
-            specs,
-            devices,
-            mode=mode,
-            objective=objective,
-            optimizer=optimizer,
-            strategy=strategy,
-            profile="auto" if profile is None else profile,
-            batch=batch,
-        )
+    made = make_plan(
+        model,
+        specs,
+        devices,
+        allow_code=allow_code,
+        mode=mode,
+        objective=objective,
+        optimizer=optimizer,
+        strategy=strategy,
+        microbatches=microbatches,
+        schedule=schedule,
+        capture=capture,
+        profile="auto" if profile is None else profile,
+        batch=batch,
+    )
     if out is not None:
         _save(made, out)
     _show(made, as_json)
 
 
 @autosplit.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@_json
-@_debug
+@click.argument("file", type=PLAN_FILE)
+@json_option
+@debug_option
 def show(file: str, as_json: bool) -> None:
     """Print the plan in FILE, as ``plan --out`` or ``plan --json`` wrote it ("-" is stdin)."""
-    from autosplit.placement import MAX_PLAN_BYTES, Plan
-
-    stored = Plan.from_json(sys.stdin.buffer.read(MAX_PLAN_BYTES + 1)) if file == "-" else Plan.load(file)
-    _show(stored, as_json)
+    _show(read_plan(file), as_json)
 
 
 @autosplit.command()
@@ -185,8 +210,8 @@ def show(file: str, as_json: bool) -> None:
 @click.option("--measure", is_flag=True, help="Measure the links between devices that are present, and check them.")
 @click.option("--catalogue", is_flag=True, help="List the devices that a spec can name, with the sources.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a cluster.toml.")
-@_json
-@_debug
+@json_option
+@debug_option
 def devices(*, spec: str | None, measure: bool, catalogue: bool, out: Path | None, as_json: bool) -> None:
     """List the devices that are present, or those that SPEC names, and what is known of them and of their links.
 
@@ -217,47 +242,28 @@ def devices(*, spec: str | None, measure: bool, catalogue: bool, out: Path | Non
 
 
 @autosplit.command()
-@_debug
-def demo() -> int:
+@json_option
+@debug_option
+def demo(*, as_json: bool) -> int:
     """Train a GPT that fits no single virtual device, split, next to the unsplit model.
 
-    Needs nothing but this package: the devices are virtual, the data random.
+    Needs nothing but this package: the devices are virtual, the data random. Exits with 1 where the two differ.
     """
     with output.progress("loading torch"):
         from autosplit.demo import run
-    return run(output.show, output.progress)
+        from autosplit.report import DemoDocument, encoded
+    if not as_json:
+        return run(output.show, output.progress)
+    code = run(partial(output.show, err=True), output.progress)
+    click.echo(encoded(DemoDocument(identical=code == 0)))
+    return code
 
 
-autosplit.add_command(run)
+for command in (run, diff, check, completion, schema):
+    autosplit.add_command(command)
 
 
 # ---------------------------------------------------------------- what the commands share
-
-
-def _make_plan(model: str, specs: Any, devices: str, **asked: Any) -> Plan:
-    with output.progress("loading torch"):
-        from autosplit.api import plan as make
-        from autosplit.hardware import resolve
-    from autosplit.cli.inputs import bind
-    from autosplit.cli.models import load_model
-
-    try:
-        cluster = resolve(devices)
-    except AutosplitError as error:
-        raise click.BadParameter(str(error), param_hint="--devices") from error
-    if asked["strategy"] == "split" and len(cluster.devices) == 1:
-        raise click.UsageError(f"--strategy split needs two devices or more; --devices {devices} is one")
-    with output.progress(f"building {model}"):
-        module = load_model(model)
-    kwargs = bind(module, specs)
-    with output.progress("planning"):
-        try:
-            return make(module, cluster, kwargs=kwargs, **asked)
-        except PlanError as error:
-            if asked["batch"] is not None:
-                raise click.BadParameter(str(error), param_hint="--batch") from error
-            # there is no plan yet that could be stale, and what was asked was checked
-            raise AssertionError(f"a plan that contradicts itself: {error}") from error
 
 
 def _save(plan: Plan, out: Path) -> None:

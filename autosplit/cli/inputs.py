@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from autosplit.cli.models import Loaded
 
 TYPES = {
     "f64": "float64",
@@ -32,14 +35,29 @@ TYPES = {
 
 _LARGEST = 2**48  # elements: far above any tensor, far below what overflows a count of bytes
 _HINT = "--input"
+_DEFAULT_LENGTH = 128  # tokens of the sequence that is planned for when none is given
+_SIZES = re.compile(r"\d{1,18}(\.\.\d{1,18})?(x\d{1,18}(\.\.\d{1,18})?)*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Form of one input: torch's name of its element type, and its sizes (none: one number)."""
+    """Form of one input: torch's name of its element type, and its sizes (none: one number).
+
+    ``ranges`` is what was written where a size is a range, as in "1..8x2048"; ``sizes`` then has the largest.
+    """
 
     dtype: str
     sizes: tuple[int, ...]
+    ranges: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of the call to plan, and what is assumed about them, in words."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    said: tuple[str, ...] = ()
 
 
 def parse_inputs(words: Sequence[str]) -> dict[str, InputSpec]:
@@ -62,6 +80,25 @@ def parse_inputs(words: Sequence[str]) -> dict[str, InputSpec]:
     return specs
 
 
+def example_inputs(loaded: Loaded, specs: Mapping[str, InputSpec]) -> Inputs:
+    """The inputs to plan with: as written, else as they came with the model, else a default for its kind.
+
+    Raises:
+        click.UsageError: an argument that forward does not have, or one that it needs is missing.
+    """
+    if specs:
+        ranges = {name: spec for name, spec in specs.items() if spec.ranges}
+        said = (f"inputs: {name} {s.ranges}: planned at its largest, {_sizes(s)}" for name, s in ranges.items())
+        return Inputs((), bind(loaded.model, specs), tuple(said))
+    if loaded.args is not None or loaded.kwargs is not None:
+        return Inputs(loaded.args or (), loaded.kwargs or {}, ("inputs: as they came with the model",))
+    defaults = _defaults(loaded.model)
+    if not defaults:
+        return Inputs((), bind(loaded.model, specs))
+    words = " ".join(f"--input {name}={spec.dtype}:{_sizes(spec)}" for name, spec in defaults.items())
+    return Inputs((), bind(loaded.model, defaults), (f"inputs: none were given; taken as {words}",))
+
+
 def bind(model: nn.Module, specs: Mapping[str, InputSpec]) -> dict[str, torch.Tensor]:
     """Tensors without data for the arguments of ``model.forward``.
 
@@ -76,6 +113,30 @@ def bind(model: nn.Module, specs: Mapping[str, InputSpec]) -> dict[str, torch.Te
     }
 
 
+def _sizes(spec: InputSpec) -> str:
+    return "x".join(map(str, spec.sizes))
+
+
+def _defaults(model: Any) -> dict[str, InputSpec]:
+    """For a model of transformers, one short sequence or one image; nothing for what is not known."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+        return {}
+    config, main = model.config, model.main_input_name
+    if main == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(isinstance(number, int) for number in (*sides, channels)):
+            return {}
+        return {main: InputSpec(str(model.dtype).removeprefix("torch."), (1, channels, *sides))}
+    if main != "input_ids":
+        return {}
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    ids = InputSpec("int64", (1, min(_DEFAULT_LENGTH, longest) if isinstance(longest, int) else _DEFAULT_LENGTH))
+    return {main: ids, "decoder_input_ids": ids} if config.is_encoder_decoder else {main: ids}
+
+
 def _parse(word: str, spec: str) -> InputSpec:
     kind, colon, sizes = (part.strip() for part in spec.partition(":"))
     if not colon:
@@ -85,15 +146,19 @@ def _parse(word: str, spec: str) -> InputSpec:
         raise _refused(word, f"unknown element type {kind!r}{_near(kind, [*TYPES, *TYPES.values()])}")
     if not sizes:
         return InputSpec(dtype, ())
-    if not re.fullmatch(r"\d+(x\d+)*", sizes, re.ASCII):
-        raise _refused(word, f"sizes {sizes!r}: expected whole numbers joined by 'x', as in 4x2048")
-    numbers = tuple(int(size) for size in sizes.split("x"))
+    if not _SIZES.fullmatch(sizes):
+        raise _refused(word, f"sizes {sizes!r}: expected whole numbers joined by 'x', as in 4x2048 or 1..8x2048")
+    ranges = [[int(end) for end in size.split("..")] for size in sizes.split("x")]
+    for ends in ranges:
+        if ends[0] > ends[-1]:
+            raise _refused(word, f"sizes {sizes!r}: {ends[0]}..{ends[1]} is from the larger to the smaller")
+    numbers = tuple(ends[-1] for ends in ranges)
     count = 1
     for number in numbers:
         count *= number
     if not 0 < count <= _LARGEST:
         raise _refused(word, f"sizes {sizes!r}: {count} elements; expected 1 to {_LARGEST}")
-    return InputSpec(dtype, numbers)
+    return InputSpec(dtype, numbers, sizes if ".." in sizes else "")
 
 
 def _check_names(model: nn.Module, specs: Mapping[str, InputSpec]) -> None:
@@ -108,7 +173,8 @@ def _check_names(model: nn.Module, specs: Mapping[str, InputSpec]) -> None:
     missing = [p.name for p in by_name if p.default is p.empty and p.name not in specs]
     if missing or not specs:
         example = missing[0] if missing else names[0] if names else "x"
-        raise click.UsageError(f"missing input {', '.join(missing)}: {takes}; add --input {example}=TYPE:SIZES")
+        what = f"missing input {', '.join(missing)}" if missing else "no input"
+        raise click.UsageError(f"{what}: {takes}; add --input {example}=TYPE:SIZES")
 
 
 def _refused(word: str, why: str) -> click.BadParameter:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from rich.console import RenderableType
@@ -16,6 +15,9 @@ from rich.text import Text
 from autosplit import catalogue
 from autosplit.catalogue import RESERVE_BYTES, Entry, Fabric
 from autosplit.device import Cluster, Device, Link, is_described, parse_cluster, read_cluster, to_toml
+from autosplit.files import write
+from autosplit.report.documents import CatalogueDocument, DevicesDocument, encoded
+from autosplit.report.grid import Grid
 from autosplit.report.words import clean
 from autosplit.units import format_bytes, format_ns
 
@@ -69,10 +71,8 @@ def measured(stock: Inventory) -> Inventory:
 
 
 def save(cluster: Cluster, path: Path) -> None:
-    """Write a cluster.toml, through a temporary file beside it, then a rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(to_toml(cluster), encoding="utf-8")
-    temporary.replace(path)
+    """Write a cluster.toml, whole or not at all."""
+    write(path, to_toml(cluster).encode())
 
 
 # ---------------------------------------------------------------- for programs
@@ -81,14 +81,13 @@ def save(cluster: Cluster, path: Path) -> None:
 def document(stock: Inventory) -> str:
     """One JSON document: ``cluster`` as in a plan, ``total_bytes`` and ``figures`` (their source) by device name."""
     figures = {device.name: _figures(device) for device in stock.cluster.devices}
-    content = {"cluster": stock.cluster, "total_bytes": stock.total_bytes, "figures": figures}
-    return msgspec.json.encode(content).decode()
+    return encoded(DevicesDocument(cluster=stock.cluster, total_bytes=stock.total_bytes, figures=figures))
 
 
 def catalogue_document() -> str:
     """One JSON document: ``catalogue`` with every device and its sources, and ``reserve_bytes``."""
-    entries = [{**msgspec.to_builtins(entry), "sources": entry.sources} for entry in catalogue.ENTRIES]
-    return msgspec.json.encode({"catalogue": entries, "reserve_bytes": RESERVE_BYTES}).decode()
+    entries = tuple({**msgspec.to_builtins(entry), "sources": entry.sources} for entry in catalogue.ENTRIES)
+    return encoded(CatalogueDocument(catalogue=entries, reserve_bytes=RESERVE_BYTES))
 
 
 # ---------------------------------------------------------------- for people
@@ -107,7 +106,7 @@ def listing(stock: Inventory) -> Iterator[RenderableType]:
 
 def catalogue_listing() -> Iterator[RenderableType]:
     """Every device of the catalogue, then the source of its figures."""
-    grid = _grid("name", ">memory", ">float32", ">tf32", ">float16", ">float8", ">int8", ">GB/s")
+    grid = Grid("name", ">memory", ">float32", ">tf32", ">float16", ">float8", ">int8", ">GB/s", wraps="text")
     for entry in catalogue.ENTRIES:
         rates = entry.flops_per_s
         known = (rates.float32, rates.tf32, rates.float16, rates.float8, rates.int8)
@@ -153,18 +152,8 @@ def _bullets(lines: Iterable[str]) -> Table:
     return grid
 
 
-def _grid(*headers: str) -> Table:
-    """A table without lines; a header that begins with ">" is of figures; these and the first column do not wrap."""
-    grid = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for header in headers:
-        justify: Literal["left", "right"] = "right" if header.startswith(">") else "left"
-        whole = header is headers[0] or header.startswith(">")
-        grid.add_column(header.removeprefix(">"), justify=justify, overflow="fold", no_wrap=whole)
-    return grid
-
-
-def _devices(stock: Inventory) -> Table:
-    grid = _grid("device", "kind", ">to use", ">of", ">float32", ">float16", ">GB/s", "figures")
+def _devices(stock: Inventory) -> Grid:
+    grid = Grid("device", "kind", ">to use", ">of", ">float32", ">float16", ">GB/s", "figures", wraps="text")
     for _, alike in groupby(stock.cluster.devices, key=lambda device: _apart_from_name(device, stock)):
         same = list(alike)
         first, total = same[0], stock.total_bytes.get(same[0].name)
@@ -210,7 +199,7 @@ def _links(cluster: Cluster) -> Iterator[RenderableType]:
             f"{latencies[0]} to {latencies[1]} (each one: --json, --out)"
         )
     elif cluster.links:
-        grid = _grid("from", "to", ">bandwidth", ">latency")
+        grid = Grid("from", "to", ">bandwidth", ">latency", wraps="text")
         for link in cluster.links:
             grid.add_row(clean(link.src), clean(link.dst), *_speed(link))
         yield grid

@@ -1,4 +1,4 @@
-"""A model from words: "pkg.mod:callable", or "hf:DIR" for the folder of a transformers config.json."""
+"""A model from words: "pkg.mod:callable", "hf:DIR" for the folder of a transformers config.json, or "FILE.pt2"."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,83 @@ from torch import nn
 _HINT = "MODEL"
 
 
-def load_model(spec: str) -> nn.Module:
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and the example inputs that came with it: both None where none did."""
+
+    model: nn.Module
+    args: tuple[Any, ...] | None = None
+    kwargs: dict[str, Any] | None = None
+
+
+def load_model(spec: str, *, allow_code: bool = False) -> Loaded:
     """The model that ``spec`` names.
 
     Args:
-        spec: "pkg.mod:callable": a Module class, or a function without arguments that returns a module; it is called
-            as it is, so a large model is best built under ``torch.device("meta")``. "hf:DIR": a model of random
-            form only, on the meta device, of the class that the config names.
+        spec: "pkg.mod:callable": a Module class, or a function without arguments that returns a module, or a module
+            and its inputs (a tuple, a dict by name, or one tensor); it is called as it is, so a large model is best
+            built under ``torch.device("meta")``. "hf:DIR": a model of random form only, on the meta device, of the
+            class that the config names. "FILE.pt2": what torch.export.save wrote.
+        allow_code: a .pt2 file may be loaded: that runs code which is in it.
 
     Raises:
         click.BadParameter: there is no such thing, or it cannot be built; names what is there.
+        click.UsageError: a .pt2 file without ``allow_code``.
     """
     kind, colon, rest = spec.partition(":")
-    if not colon or not kind or not rest:
-        raise _refused(f"{spec!r} is neither pkg.mod:callable nor hf:DIR")
-    model = _from_config(Path(rest)) if kind == "hf" else _from_callable(kind, rest)
-    if next(model.parameters(), None) is None:
-        raise _refused(f"{type(model).__name__} has no parameters: there is nothing to place")
-    return model
+    if spec.endswith(".pt2"):
+        loaded = _from_exported(Path(spec), allow_code)
+    elif not colon or not kind or not rest:
+        raise _refused(f"{spec!r} is neither pkg.mod:callable nor hf:DIR nor FILE.pt2")
+    else:
+        loaded = Loaded(_from_config(Path(rest))) if kind == "hf" else _from_callable(kind, rest)
+    if next(loaded.model.parameters(), None) is None:
+        raise _refused(f"{type(loaded.model).__name__} has no parameters: there is nothing to place")
+    return loaded
+
+
+# ---------------------------------------------------------------- FILE.pt2
+
+
+def _from_exported(path: Path, allow_code: bool) -> Loaded:
+    if not path.is_file():
+        raise _refused(f"no file {str(path)!r}")
+    if not allow_code:
+        raise click.UsageError(
+            f"{path}: loading a .pt2 file runs code that is in it (it is unpickled): if you trust where it is from, "
+            "add --allow-code"
+        )
+    program = _guarded(f"loading {path}", lambda: torch.export.load(path))
+    args, kwargs = program.example_inputs or (None, None)
+    return Loaded(program.module(), args, kwargs)
 
 
 # ---------------------------------------------------------------- pkg.mod:callable
 
 
-def _from_callable(module_name: str, name: str) -> nn.Module:
+def _from_callable(module_name: str, name: str) -> Loaded:
     if os.getcwd() not in sys.path:  # a console script does not have it there
         sys.path.insert(0, os.getcwd())
     found = _attribute(_guarded(f"importing {module_name}", lambda: _import(module_name)), name)
     made = found if isinstance(found, nn.Module) else _called(f"{module_name}:{name}", found)
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return _with_inputs(f"{module_name}:{name}", *made)
     if not isinstance(made, nn.Module):
         raise _refused(f"{module_name}:{name} gives a {type(made).__name__}: expected a torch.nn.Module")
-    return made
+    return Loaded(made)
+
+
+def _with_inputs(spec: str, model: nn.Module, inputs: Any) -> Loaded:
+    if isinstance(inputs, torch.Tensor):
+        return Loaded(model, (inputs,))
+    if isinstance(inputs, Mapping):
+        return Loaded(model, None, dict(inputs))
+    if isinstance(inputs, tuple | list):
+        return Loaded(model, tuple(inputs))
+    raise _refused(
+        f"{spec} gives a module and a {type(inputs).__name__}: expected its inputs, as a tuple, a dict by name, or one "
+        "tensor"
+    )
 
 
 def _import(name: str) -> Any:

@@ -11,25 +11,20 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 _SPEAK_UP_AFTER_S = 1.0
 
 
 def show(renderable: RenderableType, *, err: bool = False) -> None:
     """Print through rich; NO_COLOR turns every escape sequence off, bold too. Messages on stderr stay in one line."""
-    from rich.console import Console
-
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    Console(stderr=err, highlight=False, markup=False, color_system=colours).print(renderable, soft_wrap=err)
+    _console(err).print(renderable, soft_wrap=err)
 
 
 @contextlib.contextmanager
 def progress(doing: str) -> Iterator[None]:
     """Say on stderr what takes more than a second: a spinner on a terminal, else one line."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = _console(err=True)
     if console.is_terminal:
         with console.status(f"{doing} ..."):
             yield
@@ -40,3 +35,10 @@ def progress(doing: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _console(err: bool) -> Console:
+    from rich.console import Console
+
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=err, highlight=False, markup=False, color_system=colours)

@@ -17,6 +17,7 @@ import msgspec
 from autosplit.catalogue import Rates
 from autosplit.device.cluster import Cluster, Device, Link
 from autosplit.errors import DeviceError
+from autosplit.files import read
 
 MAX_FILE_BYTES = 16 * 2**20
 
@@ -35,8 +36,7 @@ def read_cluster(path: str | Path) -> Cluster:
         DeviceError: the file cannot be read, is too large, is not TOML, has an unknown key, or contradicts itself.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read(path, MAX_FILE_BYTES)
         if len(data) > MAX_FILE_BYTES:
             raise DeviceError(f"more than {MAX_FILE_BYTES} bytes")
         return from_data(tomllib.loads(data.decode()))

@@ -69,10 +69,12 @@ def rewrite(
         io_device: name of the device that inputs arrive on and outputs return to.
         arrivals: device name of the placeholders, by place, that arrive elsewhere; state arrives where it is read.
     """
-    return _Rewriter(program, assignment.devices, devices, io_device, arrivals or {}).run()
+    return Rewriter(program, assignment.devices, devices, io_device, arrivals or {}).run()
 
 
-class _Rewriter:
+class Rewriter:
+    """Emits a program node by node."""
+
     def __init__(
         self,
         program: Program,
@@ -95,6 +97,7 @@ class _Rewriter:
         self.emitted = Emitted(fx.GraphModule(self.root, self.graph))
 
     def run(self) -> Emitted:
+        """The whole program."""
         for number, node in enumerate(self.program.graph_module.graph.nodes):
             if node.op == "output":
                 self.write_back()
@@ -103,7 +106,11 @@ class _Rewriter:
                 self.bring_along(node)
                 self.env[node] = new = self.emit(number, node)
                 new.meta["value_name"] = self.program.names[node]
-        self.emitted.graph_module = fx.GraphModule(self.root, self.graph, class_name="Split")
+        return self.finish("Split")
+
+    def finish(self, class_name: str) -> Emitted:
+        """The graph made into what runs."""
+        self.emitted.graph_module = fx.GraphModule(self.root, self.graph, class_name=class_name)
         self.graph.lint()
         return self.emitted
 
@@ -115,6 +122,7 @@ class _Rewriter:
                     self.read(reader, argument, self.assigned[reader])
 
     def emit(self, number: int, node: fx.Node) -> fx.Node:
+        """One node as it runs on its device."""
         if node.op == "placeholder":
             new = self.graph.placeholder(f"in{number}")
             number_only = self.program.inputs[node].kind == "size"  # a number is on no device
@@ -130,6 +138,7 @@ class _Rewriter:
         return self.graph.create_node(node.op, node.target, args, kwargs, name=f"n{number}")
 
     def compute(self, number: int, node: fx.Node, name: str) -> fx.Node:
+        """One placed node on its device."""
         args, kwargs = self.localise(node, (node.args, node.kwargs), name)
         target, args, kwargs = _relocate(node, args, dict(kwargs), self.devices[name])
         if target is FUNCTION and node not in self.inside:
@@ -170,6 +179,7 @@ class _Rewriter:
         return fx.map_arg(arguments, lambda argument: self.read(reader, argument, name))
 
     def read(self, reader: fx.Node, argument: fx.Node, name: str) -> fx.Node:
+        """The argument as the reader on device ``name`` sees it."""
         value = self.program.reads[reader].get(argument)
         if value is None or not self.program.facts[argument].is_tensor:
             return self.env[argument]
@@ -197,6 +207,7 @@ class _Rewriter:
                 self.graph.call_method("copy_", (self.env[node], self.at_home(node)))
 
     def copy(self, value: Value, new: fx.Node, src: str, dst: str) -> fx.Node:
+        """The value's one copy on ``dst``."""
         key = (value.name, dst)
         if key not in self.copies:
             name = f"to{self.index[dst]}_{new.name}"
@@ -207,10 +218,12 @@ class _Rewriter:
         return self.copies[key]
 
     def at(self, new: fx.Node, name: str) -> fx.Node:
+        """Note where a new node is."""
         self.emitted.location[new] = name
         return new
 
     def device_type(self) -> str:
+        """What kind of devices there are."""
         return next(iter(self.devices.values())).type
 
 

@@ -176,10 +176,11 @@ class Judge:
         """
         used = list(dict.fromkeys(labels))
         if self.model.microbatches > 1:
-            used = self._numbered(labels, used)
+            used = self.numbered(labels, used)
         return {device: self.model.in_flight(len(used) - i) for i, device in enumerate(used)}
 
-    def _numbered(self, labels: Sequence[int], used: list[int]) -> list[int]:
+    def numbered(self, labels: Sequence[int], used: list[int]) -> list[int]:
+        """The devices in use in the order of ``in_flight``."""
         waits: dict[int, set[int]] = {device: set() for device in used}
         for item in self.items:
             if not self.is_backward[item.producer]:

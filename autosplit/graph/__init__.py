@@ -13,13 +13,13 @@ from typing import Any, Literal
 import msgspec
 import networkx as nx
 
+from autosplit.choices import Mode
 from autosplit.errors import GraphError
 from autosplit.graph import checks, digraphs
 from autosplit.graph.checks import check_graph
 
 __all__ = ["CostGraph", "Mode", "Node", "Recomputed", "Tensor", "TensorKind", "check_graph"]
 
-Mode = Literal["infer", "train"]
 TensorKind = Literal["activation", "parameter", "buffer", "input"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +10,7 @@ import msgspec
 import networkx as nx
 
 from autosplit.errors import GraphError
+from autosplit.files import quoted, repeated_key
 
 if TYPE_CHECKING:
     from autosplit.graph import CostGraph, Node, Tensor
@@ -186,11 +186,6 @@ def refuse_repeated_keys(data: bytes | str) -> None:
     Raises:
         GraphError: names the key.
     """
-
-    def check(pairs: list[tuple[str, Any]]) -> None:
-        keys = {key for key, _ in pairs}
-        if len(keys) < len(pairs):
-            found = [key for key, _ in pairs]
-            raise GraphError(f"not a cost graph: key {next(k for k in found if found.count(k) > 1)!r} is there twice")
-
-    json.loads(data, object_pairs_hook=check, parse_int=str, parse_float=str)
+    key = repeated_key(data)
+    if key is not None:
+        raise GraphError(f"not a cost graph: key {quoted(key)} is there twice")

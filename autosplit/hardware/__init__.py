@@ -9,13 +9,23 @@ import torch
 
 from autosplit.device import HOST, Cluster, Device, find_cluster, unlinked, with_memory
 from autosplit.errors import DeviceError
+from autosplit.files import quoted
 from autosplit.hardware.links import measure_links
-from autosplit.hardware.present import DeviceLike, is_present, memory_of, names_of_type, present_device, present_names
+from autosplit.hardware.present import (
+    DeviceLike,
+    absent,
+    is_present,
+    memory_of,
+    names_of_type,
+    present_device,
+    present_names,
+)
 from autosplit.units import parse_bytes
 
 __all__ = [
     "DeviceLike",
     "DevicesLike",
+    "absent",
     "is_present",
     "measure_links",
     "memory_of",
@@ -67,7 +77,7 @@ def torch_devices(cluster: Cluster) -> dict[str, torch.device]:
             found[name] = torch.device(name)
         except RuntimeError as error:
             raise DeviceError(
-                f"device {name!r} is described, not present: a plan can be made for it, but nothing can run on it; "
+                f"device {quoted(name)} is described, not present: a plan can be made for it, but nothing runs on it; "
                 f"plan for devices by the names that they have where the plan is applied, as a cluster.toml can "
                 f"(here: {', '.join(present_names()) or 'only cpu'})"
             ) from error
@@ -79,7 +89,7 @@ def _from_text(text: str) -> Cluster:
         present = present_names()
         if not present:
             raise DeviceError(
-                "devices='auto': no accelerator is present; pass devices=['cpu'] or a spec like '2x24GiB'"
+                "devices 'auto': no accelerator is present; give 'cpu', or describe devices, as in '2x24GiB'"
             )
         return _present(present)
     names = [name.strip() for name in text.split(",") if name.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
 
@@ -24,6 +25,18 @@ def present_names() -> list[str]:
 def is_present(name: str) -> bool:
     """Whether a device of that name is here, to run on."""
     return name == "cpu" or name in present_names()
+
+
+def absent(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those of ``names`` that are devices to run on and are not here; and what is here. "meta" runs nothing."""
+    there = [*present_names(), "cpu"]
+    return [name for name in names if _indexed(name) not in there and not name.startswith("meta")], there
+
+
+def _indexed(name: str) -> str:
+    """The name as ``present_names`` writes it."""
+    found = torch.device(name)
+    return "cpu" if found.type == "cpu" else f"{found.type}:{found.index or 0}"
 
 
 def names_of_type(kind: str) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from autosplit.errors import DeviceError, DeviceFaultError
 from autosplit.launch.summary import Ended, ended, summary
 
 DEFAULT_TIMEOUT_S = 300.0
-"""Longest wait of a rank for another: above what planning or a checkpoint on one rank takes, below torch's 30 minutes."""
+"""Longest wait of a rank for another: more than planning or a checkpoint on one rank takes, less than torch's."""
 
 _RANK = "autosplit.launch.rank"
 

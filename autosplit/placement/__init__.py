@@ -1,5 +1,6 @@
 """Placement and Plan: what runs where, and what that is predicted to cost. No torch here."""
 
+from autosplit.choices import Rung
 from autosplit.placement.checks import check_placement, check_plan
 from autosplit.placement.placed import DIRECT, CostModel, Objective, Placement, Stage
 from autosplit.placement.plan import (
@@ -8,12 +9,12 @@ from autosplit.placement.plan import (
     Option,
     Pipeline,
     Plan,
-    Rung,
+    StoredPlan,
     Strategy,
     Transfer,
     fingerprint,
 )
-from autosplit.placement.prediction import Breakdown, DevicePrediction, Prediction, Timeline, TimeSource
+from autosplit.placement.prediction import Breakdown, Count, DevicePrediction, Prediction, Timeline, TimeSource
 
 __all__ = [
     "DIRECT",
@@ -21,6 +22,7 @@ __all__ = [
     "PLAN_FORMAT",
     "Breakdown",
     "CostModel",
+    "Count",
     "DevicePrediction",
     "Objective",
     "Option",
@@ -30,6 +32,7 @@ __all__ = [
     "Prediction",
     "Rung",
     "Stage",
+    "StoredPlan",
     "Strategy",
     "TimeSource",
     "Timeline",

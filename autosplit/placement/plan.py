@@ -8,20 +8,27 @@ from typing import Literal
 
 import msgspec
 
+from autosplit.choices import Mode, OptimizerName, Rung
 from autosplit.device import Cluster
 from autosplit.errors import DeviceError, PlanError
-from autosplit.graph import Mode
+from autosplit.files import clean, quoted, read, repeated_key, write
+from autosplit.placement import options as explained
 from autosplit.placement.checks import check_plan
+from autosplit.placement.modules import device_map
 from autosplit.placement.placed import Objective
-from autosplit.placement.prediction import Prediction
+from autosplit.placement.prediction import Count, Prediction
+from autosplit.placement.show import shown
 from autosplit.schedule import ScheduleName
 from autosplit.units import format_bytes
 
 Strategy = Literal["single", "replicate", "split", "pipeline", "hybrid"]
-Rung = Literal["graph", "graphs", "opaque", "modules"]
 
 PLAN_FORMAT = 4
 MAX_PLAN_BYTES = 64 * 2**20
+
+_MOST_WORDS = 400  # characters of what a parser says of a file
+_EDITED = "edited"  # where a plan remembers that its file was edited: never in the file, nor in a comparison
+_CHECKSUM = b',"checksum":"%s"}'
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +40,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensor: str
     src: str
     dst: str
-    size_bytes: int
+    size_bytes: Count
     returns_gradient: bool = False
 
 
@@ -47,7 +54,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             devices that the placement gives its nodes: one, or several that work as in a split.
     """
 
-    microbatches: int
+    microbatches: Count
     schedule: ScheduleName
     stages: tuple[tuple[str, ...], ...]
 
@@ -59,15 +66,22 @@ class Option(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         strategy: which.
         words: one line for people: of what it is made, or what stands against it.
         devices: how many it uses.
-        step_ns: of one step; None where it is not possible.
+        step_ns: of one step; None where it is not possible, or was not weighed.
         samples: of one step, over all replicas; None where the inputs have no batch.
+        busy_ns: of one step, all its devices together; None where step_ns is.
+        needs_bytes, has_bytes: of the device that is fullest, or short of most; None where that is not known.
+        by: what the options of a plan are compared by: the time of a "step" (latency), or that of a "sample".
     """
 
     strategy: Strategy
     words: str
-    devices: int
-    step_ns: int | None = None
-    samples: int | None = None
+    devices: Count
+    step_ns: Count | None = None
+    samples: Count | None = None
+    busy_ns: Count | None = None
+    needs_bytes: Count | None = None
+    has_bytes: Count | None = None
+    by: Literal["step", "sample"] = "sample"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
@@ -94,6 +108,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         pipeline: micro-batches, schedule and stages; None where a call runs as a whole.
         replicas: copies of all that, each on as many devices of its own, under DDP; the placement is the first's.
         options: the strategies that were weighed, the best first; empty where one was asked for.
+        inputs: form of each input by its name, as in "int64[4, 2048]".
+        weight_forms: the same of each parameter and buffer, tied ones by each of their names.
+        graph_fingerprint: sha256 of the captured graph: its nodes in program order, each with the forms it gives.
+        optimizer: what training memory is planned for, where that has a name; None for an object, and in inference.
     """
 
     format: int = PLAN_FORMAT
@@ -107,16 +125,25 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     capture: Rung = "graph"
     parts: tuple[str, ...] = ()
     objective: Objective
-    value: int
-    bound: int
+    value: Count
+    bound: Count
     prediction: Prediction
     reason: str
     assumptions: tuple[str, ...] = ()
     fingerprint: str = ""
-    batch: int | None = None
+    batch: Count | None = None
     pipeline: Pipeline | None = None
-    replicas: int = 1
+    replicas: Count = 1
     options: tuple[Option, ...] = ()
+    inputs: dict[str, str] = {}
+    weight_forms: dict[str, str] = {}
+    graph_fingerprint: str = ""
+    optimizer: OptimizerName | None = None
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether it comes from a file that is not as it was written: its figures may not be of its placement."""
+        return bool(self.__dict__.get(_EDITED))
 
     @property
     def stages(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -128,34 +155,74 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             runs[-1][1].append(node)
         return tuple((device, tuple(nodes)) for device, nodes in runs)
 
+    def __str__(self) -> str:
+        """The plan as the table that ``autosplit plan`` prints."""
+        return shown(self, "text") or repr(self)
+
+    def _repr_html_(self) -> str | None:
+        """The plan as a notebook shows it."""
+        return shown(self, "html")
+
+    def why(self) -> str:
+        """Why this strategy: its reason, then a line for each option that was weighed, the chosen one first."""
+        return explained.why(self)
+
+    def why_not(self, strategy: str) -> str:
+        """Why not another: by which figure it loses, and by what factor, or what stands against it.
+
+        Raises:
+            PlanError: there is no such strategy.
+        """
+        return explained.why_not(self, strategy)
+
     def to_json(self) -> bytes:
-        """The plan as one JSON document."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+        """The plan as one JSON document, with a checksum that tells whether it was edited.
+
+        Raises:
+            PlanError: a name in it cannot be written in UTF-8.
+        """
+        try:
+            content = msgspec.json.encode(self)
+        except UnicodeEncodeError as error:
+            raise PlanError(f"a name in the plan is not text: {error}") from error
+        return msgspec.json.format(content[:-1] + _CHECKSUM % _sha256(content).encode(), indent=1)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Plan:
-        """The plan that ``to_json`` wrote.
+        """The plan that ``to_json`` wrote, maybe edited since (see ``is_edited``). O(bytes).
 
         Raises:
-            PlanError: too large, not JSON, unknown fields, another format version, or contradictory.
+            PlanError: too large, not JSON, unknown or repeated fields, another format version, or contradictory.
+            CapacityError: by its own figures it does not fit its devices.
         """
         if len(data) > MAX_PLAN_BYTES:
             raise PlanError(f"plan of {format_bytes(len(data))}: the limit is {format_bytes(MAX_PLAN_BYTES)}")
         try:
-            plan = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, DeviceError) as error:
-            raise PlanError(f"not a plan: {error}") from error
-        if plan.format != PLAN_FORMAT:
-            raise PlanError(f"plan format {plan.format}: this version reads format {PLAN_FORMAT}; plan again")
+            data = data.encode() if isinstance(data, str) else data
+            found = msgspec.json.decode(data, type=_Format).format
+            _check_format(PLAN_FORMAT if found is None else found)
+            stored = msgspec.json.decode(data, type=StoredPlan)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, DeviceError) as error:
+            raise PlanError(f"not a plan: {clean(str(error)[:_MOST_WORDS])}") from error
+        if found is None:
+            raise PlanError("not a plan: Object missing required field `format`")
+        twice = repeated_key(data)
+        if twice is not None:
+            raise PlanError(f"not a plan: key {quoted(twice)} is there twice, and only one can count")
+        plan = Plan(**{name: getattr(stored, name) for name in cls.__struct_fields__})
         check_plan(plan)
+        if stored.checksum != _sha256(msgspec.json.encode(plan)):
+            plan.__dict__[_EDITED] = True
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to ``path`` (through a temporary file beside it, then a rename)."""
-        target = Path(path)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_bytes(self.to_json())
-        temporary.replace(target)
+        """Write the plan to ``path``, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; what was at ``path`` is still there.
+            PlanError: as to_json.
+        """
+        write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -163,14 +230,48 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
         Raises:
             PlanError: as from_json, or the file cannot be read.
+            CapacityError: as from_json.
         """
         try:
-            with open(path, "rb") as file:
-                return cls.from_json(file.read(MAX_PLAN_BYTES + 1))
-        except OSError as error:
-            raise PlanError(f"plan file {str(path)!r}: {error.strerror}") from error
+            return cls.from_json(read(path, MAX_PLAN_BYTES))
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+            raise PlanError(f"plan file {quoted(path)}: {getattr(error, 'strerror', None) or error}") from error
+
+    def to_device_map(self) -> dict[str, str]:
+        """Device by module path, as dispatch_model of Accelerate and from_pretrained(device_map=) take it.
+
+        Returns:
+            The largest modules that are whole on one device, in the order of the weights; {"": device} for a model
+            that is. Each weight is in one of them.
+
+        Raises:
+            PlanError: names a module that is split below module level: such a map cannot say that.
+        """
+        return device_map(self.placement, self.weights)
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """Read first: of another version the rest may be of another form."""
+
+    format: int | None = None
+
+
+class StoredPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan as it is in a file: ``checksum`` is the sha256 of the plan without it, as one line of JSON."""
+
+    checksum: str = ""
+
+
+def _check_format(found: int) -> None:
+    if found != PLAN_FORMAT:
+        shown = found if abs(found) < 10**6 else "unknown"
+        raise PlanError(f"plan format {shown}: this version reads format {PLAN_FORMAT}; plan again")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def fingerprint(signature: list[tuple[str, tuple[int, ...], str]]) -> str:
     """sha256 of (name, shape, dtype) triples: equal for models whose state_dict has the same form."""
-    return hashlib.sha256(msgspec.json.encode(signature)).hexdigest()
+    return _sha256(msgspec.json.encode(signature))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What a file may hold as a size, a time or a number of things; checked when it is read."""
 
 TimeSource = Literal["estimated", "calibrated", "measured"]
 
@@ -22,13 +25,13 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         reserve_bytes: taken from the device beyond the peak: fragments that the allocator keeps.
     """
 
-    weights_bytes: int = 0
-    gradients_bytes: int = 0
-    optimizer_bytes: int = 0
-    activations_bytes: int = 0
-    cache_bytes: int = 0
-    workspace_bytes: int = 0
-    reserve_bytes: int = 0
+    weights_bytes: Count = 0
+    gradients_bytes: Count = 0
+    optimizer_bytes: Count = 0
+    activations_bytes: Count = 0
+    cache_bytes: Count = 0
+    workspace_bytes: Count = 0
+    reserve_bytes: Count = 0
 
     @property
     def parts(self) -> dict[str, int]:
@@ -45,9 +48,9 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         phases: (name, position) of each beginning of a "forward", "backward" or "step".
     """
 
-    positions: tuple[int, ...] = ()
-    allocated_bytes: tuple[int, ...] = ()
-    phases: tuple[tuple[str, int], ...] = ()
+    positions: tuple[Count, ...] = ()
+    allocated_bytes: tuple[Count, ...] = ()
+    phases: tuple[tuple[str, Count], ...] = ()
 
 
 class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,10 +65,10 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         timeline: bytes allocated over one step.
     """
 
-    peak_bytes: int
-    reserved_bytes: int
-    weight_bytes: int
-    busy_ns: int
+    peak_bytes: Count
+    reserved_bytes: Count
+    weight_bytes: Count
+    busy_ns: Count
     breakdown: Breakdown = Breakdown()
     timeline: Timeline = Timeline()
 
@@ -80,7 +83,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     devices: dict[str, DevicePrediction]
-    step_ns: int
-    transfer_ns: int
+    step_ns: Count
+    transfer_ns: Count
     time_source: TimeSource = "estimated"
     memory_source: Literal["emitted", "estimated"] = "emitted"

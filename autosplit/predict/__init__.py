@@ -19,7 +19,7 @@ from autosplit.graph import Mode
 from autosplit.predict.ledger import Footprint, replay
 from autosplit.predict.step import OptimizerFactory, Steps, Workload, training_loss
 from autosplit.predict.tracker import Tracker
-from autosplit.program import AcceleratorForms, Input, Spec, closed_on_error
+from autosplit.program import AcceleratorForms, Input, Spec, closed_on_error, following
 
 __all__ = ["Footprint", "Workload", "fake_devices", "measure_optimizer", "predict_memory", "training_loss"]
 
@@ -71,7 +71,15 @@ def predict_memory(
         tracker = Tracker(len(cluster.devices))
         fakes = FakeTensorMode(allow_non_fake_inputs=True)
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
-        with closed_on_error(), fakes, torch.set_grad_enabled(mode == "train"), tracker, forms, tracker.calls:
+        with (
+            closed_on_error(),
+            fakes,
+            torch.set_grad_enabled(mode == "train"),
+            tracker,
+            forms,
+            tracker.calls,
+            following(tracker.sums),
+        ):
             values, placed, weight_bytes = homes.place(tracker)
             steps = Steps(tracker, run, values, partial(homes.batch, placed), held, workload.microbatches, kept)
             trained = [weight for weight in placed.values() if weight.requires_grad]

@@ -22,11 +22,19 @@ from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
 from autosplit.program.groups import stay_together
-from autosplit.program.names import is_checkpoint, is_control, is_move, module_path, operator_name, stable_names
+from autosplit.program.names import (
+    is_checkpoint,
+    is_control,
+    is_move,
+    module_path,
+    operator_name,
+    source_line,
+    stable_names,
+)
 from autosplit.program.reads import Value, read_values
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import closed_on_error, functorch_regions
-from autosplit.program.sums import GradientSums
+from autosplit.program.sums import GradientSums, following, goes_back
 
 __all__ = [
     "RECORDED",
@@ -42,12 +50,15 @@ __all__ = [
     "Value",
     "call_on_fakes",
     "closed_on_error",
+    "following",
+    "goes_back",
     "is_checkpoint",
     "is_control",
     "is_move",
     "literal",
     "module_path",
     "operator_name",
+    "source_line",
     "tensor_leaves",
     "written_tensors",
 ]

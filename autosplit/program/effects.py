@@ -60,8 +60,8 @@ class _Effects(TorchDispatchMode):
                 if _storage(tensor) not in known:
                     self.allocated[_storage(tensor)] = _storage_bytes(tensor)
             self.written |= {_storage(t) for t in written_tensors(func, args, kwargs)}
-            if not func.is_view:
-                self.operators += bool(outputs)
+            if outputs and not func.is_view:  # prim.device and its like ask, and move nothing
+                self.operators += 1
                 self.moved_bytes += sum(map(_size_bytes, inputs)) + sum(map(_size_bytes, outputs))
                 formula = flop_registry.get(func.overloadpacket)
                 if formula is not None:

@@ -5,7 +5,9 @@ It does not on fake tensors, nor on tensors that Python has seen; whoever stands
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -47,3 +49,23 @@ class GradientSums:
     def _ran(self, *_: Any) -> None:
         node = torch._C._current_autograd_node()
         self._finished = None if node is None else node._sequence_nr()
+
+
+_FOLLOWING: ContextVar[GradientSums | None] = ContextVar("following", default=None)
+
+
+@contextmanager
+def following(sums: GradientSums) -> Iterator[None]:
+    """Inside, ``sums`` is told of the backward passes that a program runs by itself."""
+    token = _FOLLOWING.set(sums)
+    try:
+        yield
+    finally:
+        _FOLLOWING.reset(token)
+
+
+def goes_back(roots: Iterable[torch.Tensor]) -> None:
+    """Say that the backward of ``roots`` runs next."""
+    sums = _FOLLOWING.get()
+    if sums is not None:
+        sums.watch(roots)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -14,12 +13,40 @@ from rich.text import Text
 
 from autosplit.device import Device
 from autosplit.errors import AutosplitError, CapacityError
-from autosplit.placement import DevicePrediction, Plan, Transfer
-from autosplit.report.ways import WaysTable, ways_document
+from autosplit.placement import DevicePrediction, Plan, Transfer, show
+from autosplit.report.compare import DiffTable, diff_document
+from autosplit.report.documents import (
+    DOCUMENTS,
+    CheckDocument,
+    DemoDocument,
+    ErrorContent,
+    ErrorDocument,
+    encoded,
+    schema,
+)
+from autosplit.report.grid import Grid
+from autosplit.report.ways import WaysTable
 from autosplit.report.words import Labels, clean, layer_words, path_of
 from autosplit.units import format_bytes, format_ns
 
-__all__ = ["WIDTH", "ErrorTable", "PlanTable", "WaysTable", "document", "error_document", "text"]
+__all__ = [
+    "DOCUMENTS",
+    "WIDTH",
+    "CheckDocument",
+    "CheckTable",
+    "DemoDocument",
+    "DiffTable",
+    "ErrorTable",
+    "Grid",
+    "PlanTable",
+    "WaysTable",
+    "diff_document",
+    "document",
+    "encoded",
+    "error_document",
+    "schema",
+    "text",
+]
 
 WIDTH = 80
 """Columns of the plain text form."""
@@ -50,16 +77,19 @@ def error_document(error: BaseException, kind: str, message: str, exit_code: int
     >>> error_document(ValueError("no"), "usage", "no", 2)
     '{"error":{"kind":"usage","message":"no","exit_code":2}}'
     """
-    content: dict[str, Any] = {"kind": kind, "message": message, "exit_code": exit_code}
+    content = ErrorContent(kind=kind, message=message, exit_code=exit_code)
     if isinstance(error, CapacityError):
-        content |= {
-            "needs_bytes": error.needs_bytes,
-            "has_bytes": error.has_bytes,
-            "short_bytes": error.short_bytes,
-            "proved": error.proved,
-            **ways_document(error),
-        }
-    return msgspec.json.encode({"error": content}).decode()
+        ways = error.ways_out()
+        content = msgspec.structs.replace(
+            content,
+            needs_bytes=error.needs_bytes,
+            has_bytes=error.has_bytes,
+            short_bytes=error.short_bytes,
+            proved=error.proved,
+            ways_out=ways,
+            not_tried=error.not_tried,
+        )
+    return encoded(ErrorDocument(error=content))
 
 
 # ---------------------------------------------------------------- for people
@@ -96,6 +126,26 @@ class PlanTable:
 
 
 @dataclass(frozen=True)
+class CheckTable:
+    """What was checked of a plan, as something that a rich console prints."""
+
+    document: CheckDocument
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Head line, a row for each device, what was checked and what was not."""
+        checked = self.document
+        yield Text.assemble(("OK", "bold green"), f"  {checked.strategy}, {checked.nodes} nodes")
+        grid = Grid("device", ">needs", ">has")
+        for name, has in checked.has_bytes.items():
+            grid.add_row(clean(name), format_bytes(checked.needs_bytes.get(name, 0)), format_bytes(has))
+        yield grid
+        yield _bullets(checked.checked)
+        if checked.not_checked:
+            yield Text("not checked:", style="bold")
+            yield _bullets(checked.not_checked)
+
+
+@dataclass(frozen=True)
 class ErrorTable:
     """An error as something that a rich console prints."""
 
@@ -107,7 +157,7 @@ class ErrorTable:
         yield Text.assemble((f"error[{self.kind}]: ", "bold red"), clean(str(self.error)))
         if not isinstance(self.error, CapacityError) or not self.error.needs_bytes:
             return
-        grid = _grid("device", ">needs", ">has", ">short", ">short, bytes")
+        grid = Grid("device", ">needs", ">has", ">short", ">short, bytes")
         short = self.error.short_bytes
         for name, need in self.error.needs_bytes.items():
             has = self.error.has_bytes.get(name, 0)
@@ -118,17 +168,6 @@ class ErrorTable:
             yield "Proved: no placement on these devices fits."
         else:
             yield "Not proved: the search found no placement that fits."
-
-
-def _grid(*headers: str) -> Table:
-    """A table without lines; a header that begins with ">" is of a column of figures, the last column may wrap."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for header in headers:
-        figures = header.startswith(">")
-        wraps = header is headers[-1]
-        justify: Literal["left", "right"] = "right" if figures else "left"
-        grid.add_column(header.removeprefix(">"), justify=justify, overflow="fold", no_wrap=not wraps)
-    return grid
 
 
 def _bullets(lines: Sequence[str]) -> Table:
@@ -146,10 +185,10 @@ def _head(plan: Plan) -> Text:
 # ---------------------------------------------------------------- devices
 
 
-def _devices(plan: Plan, ascii_only: bool) -> Table:
-    grid = _grid("device", "memory", ">peak of capacity", ">weights", ">busy", "runs")
+def _devices(plan: Plan, ascii_only: bool) -> Grid:
+    grid = Grid("device", "memory", ">peak of capacity", ">weights", ">busy", "runs")
     words = layer_words(plan.placement)
-    idle = "a copy, under torchrun" if plan.strategy == "replicate" else "nothing"
+    idle = {"replicate": "a copy, under torchrun", "hybrid": "a replica, under torchrun"}.get(plan.strategy, "nothing")
     nothing = DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=0)
     for device in plan.cluster.devices:
         predicted = plan.prediction.devices.get(device.name, nothing)
@@ -168,7 +207,7 @@ def _devices(plan: Plan, ascii_only: bool) -> Table:
 def _breakdown(plan: Plan) -> Iterator[RenderableType]:
     """A row a device: what its memory is made of at the peak, the largest part first."""
     devices = plan.prediction.devices
-    grid = _grid("device", "of that")
+    grid = Grid("device", "of that")
     for device in plan.cluster.devices:
         parts = devices[device.name].breakdown.parts if device.name in devices else {}
         found = sorted(((size, name) for name, size in parts.items() if size), reverse=True)
@@ -207,9 +246,9 @@ def _transfers(plan: Plan) -> Iterator[RenderableType]:
     yield _by_pair(plan) if count > _MOST_TRANSFERS else _one_by_one(plan)
 
 
-def _one_by_one(plan: Plan) -> Table:
+def _one_by_one(plan: Plan) -> Grid:
     labels = Labels(plan.placement)
-    grid = _grid("from", "to", ">bytes", ">time", "tensor")
+    grid = Grid("from", "to", ">bytes", ">time", "tensor")
     for transfer in plan.transfers:
         grid.add_row(
             clean(transfer.src),
@@ -221,13 +260,13 @@ def _one_by_one(plan: Plan) -> Table:
     return grid
 
 
-def _by_pair(plan: Plan) -> Table:
+def _by_pair(plan: Plan) -> Grid:
     pairs: dict[tuple[str, str], list[Transfer]] = {}
     for transfer in plan.transfers:
         pairs.setdefault((transfer.src, transfer.dst), []).append(transfer)
     largest = {pair: max(found, key=lambda transfer: transfer.size_bytes) for pair, found in pairs.items()}
     labels = Labels(plan.placement)
-    grid = _grid("from", "to", ">tensors", ">bytes", ">time", "largest")
+    grid = Grid("from", "to", ">tensors", ">bytes", ">time", "largest")
     for (src, dst), found in pairs.items():
         times = (plan.cluster.transfer_ns(src, dst, transfer.size_bytes) for transfer in found)
         most = largest[src, dst]
@@ -251,6 +290,22 @@ def _tensor_words(transfer: Transfer, labels: Labels) -> str:
 # ---------------------------------------------------------------- figures
 
 
+def _idle(plan: Plan, compute_ns: int) -> list[str]:
+    """The share of a step in which the devices in use compute nothing."""
+    used, step_ns = len(set(plan.placement.values())), plan.prediction.step_ns
+    return [f"idle {max(0.0, 1 - compute_ns / (used * step_ns)):.0%}"] if used > 1 and step_ns else []
+
+
+def _against_one_device(plan: Plan) -> list[str]:
+    """The step against that of one device, where both were weighed and one device holds the model."""
+    options = {option.strategy: option for option in plan.options}
+    alone, chosen = options.get("single"), options.get(plan.strategy)
+    if alone is None or alone.step_ns is None or chosen is None or not chosen.step_ns or chosen is alone:
+        return []
+    factor = alone.step_ns * (chosen.samples or 1) / (chosen.step_ns * (alone.samples or 1))
+    return [f"{factor:.2f}x the samples/s of one device, whose step takes {format_ns(alone.step_ns)}"]
+
+
 def _figures(plan: Plan) -> Iterator[Text]:
     prediction = plan.prediction
     compute_ns = sum(device.busy_ns for device in prediction.devices.values())
@@ -259,9 +314,15 @@ def _figures(plan: Plan) -> Iterator[Text]:
         (f"step {format_ns(prediction.step_ns)}", "bold"),
         f"  compute {format_ns(compute_ns)}, transfers {format_ns(prediction.transfer_ns)}  times: {source}",
     )
+    said = [*_idle(plan, compute_ns), *_against_one_device(plan)]
+    if said:
+        yield Text("  ".join(said))
     say = format_bytes if plan.objective == "memory" else format_ns
     if not plan.bound:
         yield Text(f"{plan.objective} {say(plan.value)}  no lower bound proved")
         return
     gap = (plan.value - plan.bound) / plan.value if plan.value else 0.0
     yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
+
+
+show.register("text", text)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -14,11 +13,6 @@ from autosplit.report.words import clean
 from autosplit.units import format_bytes
 
 _MOST_DEVICES = 4  # named one by one
-
-
-def ways_document(error: CapacityError) -> dict[str, Any]:
-    """``ways_out``: a list of records as in WayOut, cheapest first; ``not_tried``: kinds there was no time for."""
-    return {"ways_out": [asdict(way) for way in error.ways_out()], "not_tried": list(error.not_tried)}
 
 
 @dataclass(frozen=True)

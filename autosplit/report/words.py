@@ -9,6 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from autosplit.files import clean
+
+__all__ = ["Labels", "Path", "clean", "layer_words", "path_of"]
+
 _MOST_PARTS = 8  # of a model, named for one device
 _DEEPEST_PATH = 32  # components of a module path that are told apart
 
@@ -31,11 +35,6 @@ def layer_words(placement: Mapping[str, str]) -> dict[str, str]:
     parts = _parts(placement)
     labels = Labels(placement)
     return {device: _join(found, labels) for device, found in parts.items()}
-
-
-def clean(name: str) -> str:
-    """Without control characters and direction marks, which could rewrite what a terminal shows."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
 
 
 @dataclass

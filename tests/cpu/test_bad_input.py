@@ -125,12 +125,14 @@ class Widens(nn.Module):
 
 def test_a_failed_move_puts_the_weights_back() -> None:
     model = Widens()
-    with sim.cluster("1x64MiB,1x2MiB"):
+    with sim.cluster("1x64MiB,1x32MiB"):
         x = X.to("sim:0")
-        wrong = {"sim:0": "64MiB", "sim:1": "64MiB"}  # more than sim:1 has
-        plan = autosplit.plan(model, wrong, (x,), placement={"small": "sim:0", "large": "sim:1"})
+        sizes = {"sim:0": "64MiB", "sim:1": "32MiB"}
+        plan = autosplit.plan(model, sizes, (x,), placement={"small": "sim:0", "large": "sim:1"})
+        taken = torch.empty(30 * 2**20, dtype=torch.uint8, device="sim:1")  # by somebody else, after planning
         with pytest.raises(torch.OutOfMemoryError):
             autosplit.apply(model, plan)
+        del taken
         assert all(p.device.type == "cpu" for p in model.parameters())
         assert type(model) is Widens
 

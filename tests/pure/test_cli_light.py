@@ -5,21 +5,24 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from autosplit import __version__
 from autosplit.cli import main
 from autosplit.cli.inputs import InputSpec, parse_inputs
 from autosplit.device import parse_cluster
-from autosplit.placement import DevicePrediction, Plan, Prediction
+from autosplit.placement import DevicePrediction, Plan, Prediction, Transfer
+from autosplit.report import DOCUMENTS
 
 TORCHLESS = """
 import sys
 from autosplit.cli import main
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules, "torch was imported"
-assert "networkx" not in sys.modules or sys.argv[1] == "show", "networkx was imported"
+assert "networkx" not in sys.modules, "networkx was imported"
 sys.exit(code)
 """
 
@@ -61,6 +64,23 @@ def test_help_does_not_import_torch(words):
     done = torchless(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"Usage: autosplit")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["diff", "FILE", "FILE"],
+        ["diff", "FILE", "FILE", "--json"],
+        ["check", "FILE"],
+        ["check", "FILE", "--json"],
+        ["show", "FILE", "--json"],
+        ["completion", "zsh"],
+        ["schema", "plan"],
+    ],
+)
+def test_what_needs_no_model_does_not_import_torch(stored, words):
+    done = torchless(*(stored if word == "FILE" else word for word in words))
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_show_does_not_import_torch(stored):
@@ -200,3 +220,192 @@ def test_a_reader_that_leaves_early(stored):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_input_ranges_are_taken_at_their_largest():
+    assert parse_inputs(["ids=i64:1..8x2048"]) == {"ids": InputSpec("int64", (8, 2048), "1..8x2048")}
+
+
+@pytest.mark.parametrize("sizes", ["8..1", "1..", "..8", "1...8", "1..2..3", "9" * 5000])
+def test_ranges_that_are_refused(capsys, sizes):
+    assert main(["plan", "m:M", "--devices", "1x1GiB", "--input", f"x=f32:{sizes}"]) == 2
+    assert "--input" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- diff
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The same model on another device, slower and larger, and under another assumption."""
+    path = tmp_path / "other.json"
+    before = a_plan()
+    used = msgspec.structs.replace(before.prediction.devices["gpu:0"], reserved_bytes=2**31, peak_bytes=2**31)
+    cluster = parse_cluster("2x16GiB")
+    prediction = Prediction(devices={"gpu:1": used}, step_ns=20, transfer_ns=5)
+    msgspec.structs.replace(
+        before,
+        cluster=cluster,
+        placement={"m.a/mm": "gpu:1"},
+        prediction=prediction,
+        value=20,
+        transfers=(Transfer(tensor="m.a/mm", src="gpu:1", dst="host", size_bytes=2048),),
+        assumptions=("guessed",),
+    ).save(path)
+    return str(path)
+
+
+def test_equal_plans(stored, capsys):
+    assert main(["diff", stored, stored, "--exit-code"]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--exit-code"], 1)])
+def test_different_plans(stored, other, capsys, words, code):
+    assert main(["diff", stored, other, *words]) == code
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (
+        ["value", "10", "ns", "20", "ns"],
+        ["step", "10", "ns", "20", "ns"],
+        ["runs", "on", "gpu:0", "the", "whole", "model", "-"],
+        ["runs", "on", "gpu:1", "-", "the", "whole", "model"],
+        ["nodes", "1", "1:", "1", "moved"],
+        ["transfers", "0,", "0", "B", "1,", "2.0", "KiB;", "1", "that", "were", "not", "there"],
+        ["peak", "gpu:1", "-", "2.0", "GiB"],
+        ["assumed", "-", "guessed"],
+    ):
+        assert row in rows
+
+
+def test_differences_as_json(stored, other, capsys):
+    assert main(["diff", stored, other, "--json"]) == 0
+    said = capsys.readouterr()
+    found = msgspec.json.decode(said.out, type=DOCUMENTS["diff"])
+    assert (found.equal, said.err) == (False, "")
+    assert {"what": "value", "before": "10 ns", "after": "20 ns"} in json.loads(said.out)["differences"]
+    assert main(["diff", stored, stored, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"equal": True, "differences": []}
+
+
+def test_a_difference_that_no_row_tells_is_a_difference(tmp_path, stored, capsys):
+    path = tmp_path / "x.json"
+    cluster = msgspec.structs.replace(a_plan().cluster, default_latency_ns=7)
+    msgspec.structs.replace(a_plan(), cluster=cluster).save(path)
+    assert main(["diff", stored, str(path), "--exit-code"]) == 1
+    assert "no difference" not in capsys.readouterr().out
+
+
+def test_diff_of_stdin_twice_and_of_no_plan(tmp_path, capsys, stored):
+    assert main(["diff", "-", "-"]) == 2
+    path = tmp_path / "x"
+    path.write_text("{}")
+    assert main(["diff", stored, str(path)]) == 5
+    assert "error[plan]: not a plan" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_of_a_file_alone(stored, capsys):
+    assert main(["check", stored, "--json"]) == 0
+    found = msgspec.json.decode(capsys.readouterr().out, type=DOCUMENTS["check"])
+    assert (found.strategy, found.nodes, found.is_edited) == ("single", 1, False)
+    assert (found.needs_bytes, found.has_bytes) == ({"gpu:0": 2**30}, {"gpu:0": 16 * 2**30})
+    assert found.not_checked == ("model: none was given",)
+    assert main(["check", stored]) == 0
+    assert capsys.readouterr().out.startswith("OK  single, 1 nodes\n")
+
+
+def test_an_edited_file_does_not_pass_alone(stored, capsys):
+    path = Path(stored)
+    path.write_text(path.read_text().replace('"step_ns": 10', '"step_ns": 9'))
+    code, error, _ = run(capsys, "check", stored)
+    assert (code, error["kind"]) == (5, "plan")
+    assert "not as it was written" in error["message"]
+    assert main(["show", stored]) == 0  # it is told, not trusted
+
+
+def test_reformatting_a_file_is_no_edit(stored):
+    path = Path(stored)
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert not Plan.load(path).is_edited
+
+
+def test_check_wants_a_model_for_inputs(stored, capsys):
+    assert main(["check", stored, "--input", "x=f32:1"]) == 2
+    assert "give one after FILE" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- shells, programs, terminals
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell, capsys):
+    assert main(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    assert "_AUTOSPLIT_COMPLETE" in said
+    assert "autosplit" in said
+
+
+def test_what_is_completed():
+    words = {"_AUTOSPLIT_COMPLETE": "zsh_complete", "COMP_WORDS": "autosplit plan --strat", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from autosplit.cli import main; main([])"],
+        env={**os.environ, **words},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "--strategy" in done.stdout.split()
+
+
+def test_an_unknown_shell(capsys):
+    assert main(["completion", "tcsh"]) == 2
+    assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_schemas_are_of_what_is_printed(name, capsys):
+    assert main(["schema", name]) == 0
+    made = json.loads(capsys.readouterr().out)
+    record = made["$defs"][made["$ref"].rpartition("/")[2]]
+    assert set(record["properties"]) == {field.encode_name for field in msgspec.structs.fields(DOCUMENTS[name])}
+
+
+def test_errors_devices_and_catalogue_are_of_their_schemas(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    a_plan(needs_bytes=17 * 2**30).save(path)
+    for words, name in (
+        (["show", str(path)], "error"),
+        (["show"], "error"),
+        (["devices", "2x24GiB"], "devices"),
+        (["devices", "--catalogue"], "catalogue"),
+    ):
+        main([*words, "--json"])
+        assert msgspec.json.decode(capsys.readouterr().out, type=DOCUMENTS[name], strict=True)
+
+
+@pytest.mark.parametrize(
+    "words", [["show", "FILE"], ["check", "FILE"], ["diff", "FILE", "OTHER"], ["devices", "2x24GiB"]]
+)
+def test_forty_columns_cut_nothing(stored, other, capsys, monkeypatch, words):
+    files = {"FILE": stored, "OTHER": other}
+    said = {}
+    for columns in ("40", "400"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main([files.get(word, word) for word in words]) == 0
+        said[columns] = capsys.readouterr().out
+    assert max(map(len, said["40"].splitlines())) <= 40
+    narrow = "".join(said["40"].split())
+    for word in said["400"].split():
+        assert word in narrow, f"{word!r} is not shown in 40 columns"
+
+
+def test_no_colour_when_asked(stored):
+    done = subprocess.run(
+        [sys.executable, "-m", "autosplit", "show", stored],
+        env={**os.environ, "NO_COLOR": "1", "FORCE_COLOR": "1"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\x1b" not in done.stdout

@@ -9,7 +9,7 @@ from rich.console import Console
 from autosplit import report
 from autosplit.device import Cluster, Device, parse_cluster
 from autosplit.errors import CapacityError, CaptureError
-from autosplit.placement import Breakdown, DevicePrediction, Plan, Prediction, Transfer
+from autosplit.placement import Breakdown, DevicePrediction, Option, Pipeline, Plan, Prediction, Transfer
 from autosplit.report.words import layer_words
 
 GIB = 2**30
@@ -75,6 +75,7 @@ host   gpu:0  16.0 KiB   10.7 us  input input_ids
 gpu:0  gpu:1  16.0 MiB  681.1 us  layers.16 add
 
 step 7.9 s  compute 7.0 s, transfers 900.0 ms  times: estimated, unmeasured
+idle 56%
 latency 7.9 s  lower bound 7.1 s  gap 10.1%
 assumes:
  - times: roofline estimate, unmeasured; backward taken as 2 x forward; one at a
@@ -106,6 +107,19 @@ def test_single_has_no_transfers_and_no_assumptions():
         "step 0 ns  compute 4.0 s, transfers 0 ns  times: estimated, unmeasured\n"
         "memory 1.0 GiB  no lower bound proved\n"
     )
+
+
+def test_a_pipeline_is_told_against_one_device():
+    options = (
+        Option(strategy="pipeline", words="2 stages", devices=2, step_ns=2 * 10**9, samples=8),
+        Option(strategy="single", words="all on gpu:0", devices=1, step_ns=3 * 10**9, samples=8),
+    )
+    lines = report.text(made(strategy="split", options=(options[1],))).splitlines()
+    assert "idle 56%" in lines  # the split was not weighed
+    nodes = tuple(llama())
+    pipeline = Pipeline(microbatches=4, schedule="gpipe", stages=(nodes[:9], nodes[9:]))
+    lines = report.text(made(strategy="pipeline", options=options, pipeline=pipeline)).splitlines()
+    assert "idle 56%  1.50x the samples/s of one device, whose step takes 3.0 s" in lines
 
 
 def test_replicate_says_that_the_others_have_copies():
@@ -257,3 +271,7 @@ def test_the_parts_of_the_memory_are_a_row_a_device_largest_first():
     assert lines[row] == "gpu:0   optimizer 2.0 GiB, weights 1.0 GiB, reserve 1.0 MiB"
     assert lines[row + 1] == ""  # of the other device no parts are known
     assert not any(line.startswith("device  of that") for line in report.text(made()).splitlines())
+
+
+def test_printed_plan_is_its_table():
+    assert str(made()) == SPLIT

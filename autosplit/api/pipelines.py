@@ -1,0 +1,364 @@
+"""Finding a pipeline: into how many micro-batches, in which order of passes, and which stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from autosplit.api.batch import Trials
+from autosplit.api.pipelining import Pieces, evaluate_pipeline
+from autosplit.api.problem import Candidate, Problem
+from autosplit.api.search import does_not_fit, over
+from autosplit.device import HOST, Cluster
+from autosplit.errors import CapacityError, PlanError
+from autosplit.estimate.judge import Judge
+from autosplit.estimate.pipeline import Timed, pipeline_step, stage_order
+from autosplit.graph import CostGraph
+from autosplit.pipeline import Samples, follow_samples
+from autosplit.pipeline.batches import sizes
+from autosplit.placement import CostModel, Objective, Pipeline, Placement
+from autosplit.predict import Workload
+from autosplit.program import Program, Spec
+from autosplit.solvers import solve
+
+Order = Literal["gpipe", "1f1b"]
+
+_MOST_FOR_A_STAGE = 8
+"""Micro-batches for each stage: more would win less than a hundredth of the bubble, and small operators lose more."""
+
+_MOST_RUN = 40_000
+"""Nodes times micro-batches that are run on fakes to see what they hold: some ten seconds."""
+
+_SHARES = (1.0, 0.94, 0.88, 0.82, 0.76)
+"""Of each capacity: tried in turn, as what is reserved beyond the estimate is not smooth in the placement."""
+
+
+_OBJECTIVES: tuple[Objective, ...] = ("throughput", "memory")
+"""What stages are solved for; the second where a pipeline was asked for, and the first left all on one device."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A pipeline by the fast estimate: micro-batches, order of passes and stages, and a step of it on paper."""
+
+    microbatches: int
+    schedule: Order
+    placement: Placement
+    judge: Judge
+    timed: Timed
+
+    @property
+    def labels(self) -> list[int]:
+        """For each node in program order the position of its device."""
+        return labels_of(self.judge, self.placement.devices)
+
+    @property
+    def devices(self) -> list[str]:
+        """Of the stages, in order."""
+        names = self.judge.cluster.names
+        return [names[label] for label in stage_order(self.judge, self.labels)]
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Most bytes by device, as estimated, with the micro-batches in flight."""
+        return dict(zip(self.judge.cluster.names, self.judge.peaks(self.labels), strict=True))
+
+    @property
+    def busy_ns(self) -> dict[str, int]:
+        """Compute of one step by device."""
+        busy = zip(self.judge.cluster.names, self.judge.busy(self.labels), strict=True)
+        return {name: self.microbatches * takes_ns for name, takes_ns in busy}
+
+    @property
+    def transfer_ns(self) -> int:
+        """All transfers of one step."""
+        return self.microbatches * self.judge.transfer_ns(self.labels)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """As a plan holds it."""
+        stages: dict[str, list[str]] = {device: [] for device in self.devices}
+        for node, device in self.placement.devices.items():
+            stages[device].append(node)
+        return Pipeline(
+            microbatches=self.microbatches, schedule=self.schedule, stages=tuple(map(tuple, stages.values()))
+        )
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        order = {"gpipe": "GPipe", "1f1b": "1F1B"}[self.schedule]
+        return f"{len(self.devices)} stages x {self.microbatches} micro-batches, {order}"
+
+
+@dataclass(frozen=True)
+class Piped:
+    """A pipeline that was run on fakes: it fits."""
+
+    sketch: Sketch
+    problem: Problem
+    candidate: Candidate
+    samples: Samples
+
+
+class Pipelines:
+    """Looks for the pipeline of a problem with the least predicted step.
+
+    Args:
+        trials: the model at any batch.
+        problem: the whole batch, on the devices to use.
+    """
+
+    def __init__(self, trials: Trials, problem: Problem) -> None:
+        self.trials, self.problem, self.request = trials, problem, problem.request
+        self.samples = trials.example.samples or 0
+
+    def obstacle(self) -> str | None:
+        """What stands against any pipeline; None when nothing is known to."""
+        asked = self.request.microbatches
+        if not self.samples:
+            return "the inputs have no batch to cut into micro-batches"
+        if self.samples == 1:
+            return "the batch is 1: there is nothing to cut into micro-batches"
+        if asked != "auto" and asked > self.samples:
+            return f"{asked} micro-batches were asked for, and the batch has {self.samples} samples"
+        if self.problem.captured.rung != "graph":
+            return f"it needs the model as one graph, and it was captured as {self.problem.captured.rung}"
+        if self.request.schedule == "1f1b" and self.request.mode == "train" and not self._returns_loss:
+            return "1F1B goes back within the call, from a loss, and forward returns none: one scalar with a gradient"
+        return None
+
+    def counts(self, stages: int) -> list[int]:
+        """Numbers of micro-batches to look at, those that divide the batch where there are such nearby."""
+        if self.request.microbatches != "auto":
+            return [self.request.microbatches]
+        most = min(self.samples, _MOST_FOR_A_STAGE * stages)
+        wanted = [stages << i for i in range(_MOST_FOR_A_STAGE.bit_length()) if stages << i <= most] or [most]
+        return sorted({_divisor_near(self.samples, count) for count in wanted})
+
+    def at_best_ns(self) -> int:
+        """No pipeline over the devices takes less: no transfer, equal stages, and work that shrinks with the batch."""
+        graph, devices = self.problem.graph, self.problem.cluster.devices
+        best = 0
+        for count in self.counts(len(devices)):
+            least, issue = 0, 0
+            for name in graph.nodes:
+                launch, takes = min((device.launch_ns, graph.node_ns(name, device.kind)) for device in devices)
+                takes = min(takes, *(graph.node_ns(name, device.kind) for device in devices))
+                least += max(min(takes, launch), takes // count)
+                issue += min(takes, launch)
+            step_ns = max(least * (count + len(devices) - 1) // len(devices), issue * count)
+            best = step_ns if not best else min(best, step_ns)
+        return best
+
+    def sketch(self) -> Sketch:
+        """The fastest pipeline by the fast estimate.
+
+        The stages of one number of micro-batches are timed at all others, and solved anew for the best.
+
+        Raises:
+            CapacityError: none was found that fits.
+            PlanError: the model cannot be captured with fewer samples, nothing can be cut off it, its outputs cannot
+                be merged, or micro-batches would compute something else and a pipeline was not asked for.
+        """
+        counts = self.counts(len(self.problem.cluster.devices))
+        middle = len(counts) // 2
+        refused: CapacityError | None = None
+        for count in [*counts[middle:], *reversed(counts[:middle])]:
+            try:
+                first = self._solved(count)
+            except CapacityError as error:
+                refused = refused or error
+                continue
+            others = [self._again(first, other) for other in counts if other != count]
+            best = min([first, *filter(None, others)], key=lambda found: found.timed.makespan_ns)
+            if best.microbatches != count:
+                best = min(best, self._solved(best.microbatches), key=lambda found: found.timed.makespan_ns)
+            self._refuse_mixing()
+            return best
+        assert refused is not None  # there is one count at least
+        raise refused
+
+    def settled(self, sketch: Sketch) -> Piped:
+        """The pipeline as it runs: captured at the size of its micro-batches, run on fakes, and made to fit.
+
+        Raises:
+            CapacityError: no try fits.
+        """
+        problem = self._posed(sketch)
+        misses: list[tuple[int, Problem, Candidate]] = []
+        seen: set[tuple[str, ...]] = set()
+        for found in self._tries(sketch, problem.graph):
+            key = (found.schedule, *found.placement.devices.values())
+            if key in seen:
+                continue
+            seen.add(key)
+            candidate = self._evaluated(found, problem)
+            short = sum(over(self.problem, candidate).values())
+            if not short:
+                return Piped(found, problem, candidate, self._followed)
+            misses.append((short, problem, candidate))
+        _, held, candidate = min(misses, key=lambda miss: miss[0])
+        raise does_not_fit(held, candidate)
+
+    @cached_property
+    def _followed(self) -> Samples:
+        """Where the samples are, by the whole call and a capture of fewer, as far as there is one."""
+        others = [batch for batch in self.trials.captured if batch and 1 < batch < self.samples]
+        small = others[0] if others else 2
+        large = self.samples if self.samples > small else small + 1
+        return follow_samples(self.trials.problem(small).program, self.trials.problem(large).program)
+
+    def _pieces(self, sketch: Sketch) -> Pieces:
+        """The captures that its calls are made of."""
+        parts = {*sizes(self.samples, sketch.microbatches)}
+        return Pieces({part: self.trials.problem(part).program for part in parts}, self._followed)
+
+    def _refuse_mixing(self) -> None:
+        """Micro-batches that would compute something else are only for those who ask for them."""
+        found = self._followed
+        unknown = [place for place, merge in enumerate(found.outputs) if merge is None]
+        if unknown and found.mixing:
+            raise PlanError(f"output {unknown[0]} cannot be merged from those of micro-batches: {found.mixing[0]}")
+        if found.mixing and self.request.strategy == "auto":
+            raise PlanError(f"samples of a batch see each other: {found.mixing[0]}")
+
+    def _evaluated(self, sketch: Sketch, problem: Problem) -> Candidate:
+        """The pipeline run on fakes: all its micro-batches, or of a large model each device's share of them."""
+        if len(problem.graph) * sketch.microbatches > _MOST_RUN:
+            return self._held(sketch, problem).evaluate(sketch.placement)
+        parts = sizes(self.samples, sketch.microbatches)
+        return evaluate_pipeline(self.problem, sketch.placement, sketch.pipeline, self._pieces(sketch), parts)
+
+    def _tries(self, sketch: Sketch, graph: CostGraph) -> Iterator[Sketch]:
+        """The sketch at the costs of its own capture, then others that hold less by the estimate."""
+        yield self._timed(graph, sketch.placement, sketch.microbatches, sketch.schedule)
+        for schedule in self._schedules()[self._schedules().index(sketch.schedule) :]:
+            for share in _SHARES:
+                try:
+                    yield self._placed(graph, sketch.microbatches, schedule, share)
+                except CapacityError:
+                    break
+
+    def _posed(self, sketch: Sketch) -> Problem:
+        """The problem of one micro-batch; what was measured of the whole batch is lent to its estimates."""
+        posed = self.trials.problem(self._size(sketch.microbatches))
+        problem = Problem(self.trials.model, self.request, posed.captured, self.problem.io_device)
+        if self.problem.timed.source == "estimated":
+            problem.__dict__["timed"] = self.problem.timed  # nothing to measure or to read again
+        return problem
+
+    def _held(self, sketch: Sketch, problem: Problem) -> Problem:
+        """The problem with as many micro-batches in flight as the schedule holds."""
+        model = CostModel(microbatches=sketch.microbatches, schedule=sketch.schedule)
+        count = len(sketch.devices)
+        in_flight = {device: model.in_flight(count - stage) for stage, device in enumerate(sketch.devices)}
+        held = replace(
+            problem,
+            request=replace(
+                self.request, workload=Workload(microbatches=sketch.microbatches, in_flight=in_flight), batch=None
+            ),
+        )
+        held.__dict__.update({name: problem.__dict__[name] for name in ("timed", "graph") if name in problem.__dict__})
+        return held
+
+    def _size(self, microbatches: int) -> int:
+        """Samples of the largest micro-batch."""
+        return -(-self.samples // microbatches)
+
+    def _graph(self, microbatches: int) -> CostGraph:
+        """The costs of one micro-batch, on the line through the whole batch and another capture."""
+        size = self._size(microbatches)
+        if size == self.samples:
+            return self.problem.graph
+        others = [batch for batch in self.trials.captured if batch not in (None, self.samples)]
+        other = size if size in others or not others else others[0]
+        program = self.trials.scaled(self.samples, other or size).program(size)
+        return self.problem.costed(program)
+
+    def _schedules(self) -> list[Order]:
+        asked = self.request.schedule
+        if asked in ("gpipe", "1f1b"):
+            return [asked]
+        return ["gpipe", "1f1b"] if self.request.mode == "train" and self._returns_loss else ["gpipe"]
+
+    @property
+    def _returns_loss(self) -> bool:
+        return returns_loss(self.problem.program)
+
+    def _solved(self, microbatches: int) -> Sketch:
+        """The best stages; in the first order of passes that fits."""
+        graph = self._graph(microbatches)
+        refused: CapacityError | None = None
+        for schedule in self._schedules():
+            try:
+                return self._placed(graph, microbatches, schedule, 1.0)
+            except CapacityError as error:
+                refused = refused or error
+        assert refused is not None  # there is one order at least
+        raise refused
+
+    def _placed(self, graph: CostGraph, microbatches: int, schedule: Order, share: float) -> Sketch:
+        for objective in _OBJECTIVES[: 1 if self.request.strategy == "auto" else 2]:
+            placement = solve(
+                graph,
+                self.problem.cluster,
+                objective=objective,
+                contiguous=True,
+                cost_model=_cost_model(microbatches, schedule),
+                io_device=self.problem.io_device,
+                capacities={name: int(size * share) for name, size in self.problem.has_bytes().items()},
+            )
+            if len(set(placement.devices.values())) > 1:
+                return self._timed(graph, placement, microbatches, schedule)
+        raise PlanError("no cut into stages is faster than all on one device")
+
+    def _again(self, sketch: Sketch, microbatches: int) -> Sketch | None:
+        """The same stages with another number of micro-batches; None where they do not fit."""
+        found = self._timed(self._graph(microbatches), sketch.placement, microbatches, sketch.schedule)
+        has = self.problem.has_bytes()
+        return found if all(size <= has[name] for name, size in found.peaks.items()) else None
+
+    def _timed(self, graph: CostGraph, placement: Placement, microbatches: int, schedule: Order) -> Sketch:
+        model = _cost_model(microbatches, schedule)
+        judge = Judge(graph, self.problem.cluster, self.problem.io_device, model)
+        timed = pipeline_step(judge, labels_of(judge, placement.devices), schedule, microbatches)
+        return Sketch(microbatches, schedule, placement, judge, timed)
+
+
+def returns_loss(program: Program) -> bool:
+    """Whether the model returns one scalar with a gradient, from which a schedule can go back within the call."""
+    facts = [program.facts[node] for node in program.results if node in program.facts]
+    losses = [
+        fact
+        for fact in facts
+        if isinstance(fact.form, Spec) and not fact.form.shape and any(leaf.requires_grad for leaf in fact.leaves)
+    ]
+    return len(losses) == 1
+
+
+def labels_of(judge: Judge, devices: dict[str, str]) -> list[int]:
+    """For each node in program order the position of its device."""
+    position = {name: i for i, name in enumerate(judge.cluster.names)}
+    return [position[devices[name]] for name in judge.graph.nodes]
+
+
+def on_some(problem: Problem, cluster: Cluster) -> Problem:
+    """The same problem on some of its devices; costs are by kind of device, and are not found again."""
+    io_device = problem.io_device if problem.io_device in cluster.names else HOST
+    found = Problem(problem.model, replace(problem.request, cluster=cluster), problem.captured, io_device)
+    found.__dict__.update(timed=problem.timed, graph=problem.graph, factory=problem.factory)
+    return found
+
+
+def _cost_model(microbatches: int, schedule: Order) -> CostModel:
+    """Copies between stages run on streams of their own, beside compute."""
+    return CostModel(overlap=True, microbatches=microbatches, schedule=schedule)
+
+
+def _divisor_near(samples: int, count: int) -> int:
+    """The divisor of ``samples`` next to ``count``, if one is within a factor of 1.5; else ``count`` itself."""
+    near = [d for d in range(2, samples + 1) if samples % d == 0 and 2 * d <= 3 * count and 3 * d >= 2 * count]
+    return min(near, key=lambda d: (abs(d - count), d), default=count)
