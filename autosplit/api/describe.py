@@ -12,18 +12,19 @@ from autosplit.api.search import fitting_alone
 from autosplit.api.timing import Timed
 from autosplit.capture import Captured
 from autosplit.device import Cluster
-from autosplit.placement import DevicePrediction, Option, Pipeline, Plan, Prediction, Strategy, check_plan
+from autosplit.placement import DevicePrediction, Option, Pipeline, Plan, Prediction, Span, Strategy, check_plan
 from autosplit.runtime import weight_signature
 from autosplit.units import format_bytes
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a step is predicted to take where it is not a call as a whole: ns, by device and in all."""
+    """What a step is predicted to take where it is not a call as a whole: ns, by device and in all, and when."""
 
     step_ns: int
     transfer_ns: int
     busy_ns: Mapping[str, int]
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def figures_of(problem: Problem, devices: Mapping[str, str]) -> Figures:
         step_ns=estimate.step_ns(graph, devices, cluster, io_device=problem.io_device),
         transfer_ns=estimate.transfer_ns(graph, devices, cluster, io_device=problem.io_device),
         busy_ns=estimate.busy_ns(graph, devices, cluster),
+        spans=estimate.spans(graph, devices, cluster, io_device=problem.io_device),
     )
 
 
@@ -127,6 +129,7 @@ def _prediction(problem: Problem, candidate: Candidate, figures: Figures | None)
         step_ns=figures.step_ns,
         transfer_ns=figures.transfer_ns,
         time_source=problem.timed.source,
+        spans=figures.spans,
     )
 
 

@@ -15,10 +15,11 @@ from autosplit.device import HOST, Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.estimate.judge import Judge
 from autosplit.estimate.pipeline import Timed, pipeline_step, stage_order
+from autosplit.estimate.spans import of_pipeline
 from autosplit.graph import CostGraph
 from autosplit.pipeline import Samples, follow_samples
 from autosplit.pipeline.batches import sizes
-from autosplit.placement import CostModel, Objective, Pipeline, Placement
+from autosplit.placement import CostModel, Objective, Pipeline, Placement, Span
 from autosplit.predict import Workload
 from autosplit.program import Program, Spec
 from autosplit.solvers import solve
@@ -75,6 +76,11 @@ class Sketch:
     def transfer_ns(self) -> int:
         """All transfers of one step."""
         return self.microbatches * self.judge.transfer_ns(self.labels)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The step, pass by pass."""
+        return of_pipeline(self.timed, self.devices)
 
     @property
     def pipeline(self) -> Pipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -207,7 +208,7 @@ def _piped_plan(weighing: Weighing, piped: Piped, reason: str, options: tuple[Op
         notes=_notes(piped, weighing.samples or 0),
         options=options,
         pipeline=sketch.pipeline,
-        figures=Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns),
+        figures=Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns, sketch.spans),
     )
     return describe(weighing.problem, piped.candidate, choice)
 
@@ -218,12 +219,12 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str, options: t
     if replicas.sketch is not None:
         piped = Pipelines(weighing.trials, replicas.problem).settled(replicas.sketch)
         sketch, candidate, notes = piped.sketch, piped.candidate, _notes(piped, weighing.samples or 0)
-        figures = Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns)
+        figures = Figures(sketch.timed.makespan_ns, sketch.transfer_ns, sketch.busy_ns, sketch.spans)
     else:
         candidate, notes = search(replicas.problem), ()
         figures = figures_of(replicas.problem, candidate.placement.devices)
     exchanged_ns = group_exchange_ns(weighing.graph, candidate.placement.devices, weighing.cluster, replicas.groups)
-    figures = Figures(figures.step_ns + exchanged_ns, figures.transfer_ns, figures.busy_ns)
+    figures = replace(figures, step_ns=figures.step_ns + exchanged_ns)
     if options:
         options = (_exactly(options[0], weighing.problem, candidate, figures.step_ns), *options[1:])
     launch = f"under torchrun --nproc-per-node={count}; in one process one runs, on {used}"

@@ -19,6 +19,7 @@ from autosplit.cli.failures import BUG, report
 from autosplit.cli.files import PLAN_FILE, check, diff, read_plan
 from autosplit.cli.launch import run
 from autosplit.cli.options import allow_code_option, debug_option, input_option, json_option
+from autosplit.cli.pictures import draw, pictures
 from autosplit.cli.shell import completion, schema
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def autosplit() -> None:
 )
 @allow_code_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
+@pictures
 @json_option
 @debug_option
 def plan(
@@ -161,6 +163,7 @@ def plan(
     allow_code: bool,
     out: Path | None,
     as_json: bool,
+    **drawn: Path | None,
 ) -> None:
     """Decide what of MODEL runs where. Nothing is moved, no weight is read.
 
@@ -193,16 +196,20 @@ def plan(
     )
     if out is not None:
         _save(made, out)
+    draw(made, **drawn)
     _show(made, as_json)
 
 
 @autosplit.command()
 @click.argument("file", type=PLAN_FILE)
+@pictures
 @json_option
 @debug_option
-def show(file: str, as_json: bool) -> None:
+def show(file: str, as_json: bool, **drawn: Path | None) -> None:
     """Print the plan in FILE, as ``plan --out`` or ``plan --json`` wrote it ("-" is stdin)."""
-    _show(read_plan(file), as_json)
+    stored = read_plan(file)
+    draw(stored, **drawn)
+    _show(stored, as_json)
 
 
 @autosplit.command()

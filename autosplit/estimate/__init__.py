@@ -26,10 +26,11 @@ from collections.abc import Mapping
 
 from autosplit.device import HOST, Cluster
 from autosplit.estimate.judge import Judge
+from autosplit.estimate.spans import record
 from autosplit.graph import CostGraph
-from autosplit.placement import Objective, Transfer
+from autosplit.placement import Objective, Span, Transfer
 
-__all__ = ["busy_ns", "peak_bytes", "step_ns", "transfer_ns", "transfers", "value"]
+__all__ = ["busy_ns", "peak_bytes", "spans", "step_ns", "transfer_ns", "transfers", "value"]
 
 
 def _labels(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster) -> list[int]:
@@ -121,6 +122,22 @@ def step_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io
     10008
     """
     return Judge(graph, cluster, io_device).step_ns(_labels(graph, placement, cluster))
+
+
+def spans(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST) -> tuple[Span, ...]:
+    """The step of ``step_ns`` as a schedule: which device computes and copies when, ordered by start.
+
+    Args and complexity as for ``transfers``.
+
+    >>> from autosplit.device import parse_cluster
+    >>> from autosplit.graph import Node, Tensor
+    >>> x = Tensor(name="x", producer="a", readers=("b",), size_bytes=25)
+    >>> graph = CostGraph([Node(name="a", forward_ns={"*": 7}), Node(name="b", forward_ns={"*": 1})], [x])
+    >>> found = spans(graph, {"a": "gpu:0", "b": "gpu:1"}, parse_cluster("2x1GiB"))
+    >>> [(span.device, span.kind, span.start_ns, span.end_ns) for span in found]
+    [('gpu:0', 'forward', 0, 7), ('gpu:0', 'send', 7, 10008), ('gpu:1', 'forward', 10008, 10009)]
+    """
+    return record(Judge(graph, cluster, io_device), _labels(graph, placement, cluster))
 
 
 def transfer_ns(graph: CostGraph, placement: Mapping[str, str], cluster: Cluster, io_device: str = HOST) -> int:

@@ -45,6 +45,9 @@ class Clocks:
         self.queue = queues(judge)
         self.at = [0] * (judge.k + 1)
 
+    def turn(self) -> None:
+        """The forward pass was issued; what follows is the backward."""
+
     def compute(self, device: int, time_ns: int) -> None:
         """Issue an operator."""
         at, queue = self.at, self.queue[device]
@@ -81,11 +84,17 @@ def makespan_ns(judge: Judge, labels: Sequence[int]) -> int:
         The makespan under the rules of this module. O(nodes + reads + transfers * log transfers).
     """
     clocks = Clocks(judge)
-    moves = sorted(judge.moves(labels), key=lambda move: move.slot)
-    _forward(clocks, labels, moves)
-    if judge.train:
-        _backward(clocks, labels, moves)
+    play(clocks, labels)
     return max(clocks.at)
+
+
+def play(clocks: Clocks, labels: Sequence[int]) -> None:
+    """Issue a whole step, in training with its backward."""
+    moves = sorted(clocks.judge.moves(labels), key=lambda move: move.slot)
+    _forward(clocks, labels, moves)
+    if clocks.judge.train:
+        clocks.turn()
+        _backward(clocks, labels, moves)
 
 
 def _forward(clocks: Clocks, labels: Sequence[int], moves: Sequence[Move]) -> None:

@@ -62,6 +62,17 @@ class TimedPass(NamedTuple):
     end_ns: int
 
 
+class TimedHop(NamedTuple):
+    """A hop of one micro-batch, or in the backward pass ("B") of its gradient, and when it runs, in ns."""
+
+    src: int
+    dst: int
+    kind: Literal["F", "B"]
+    microbatch: int
+    start_ns: int
+    end_ns: int
+
+
 class Timed(NamedTuple):
     """A step of a pipeline.
 
@@ -69,11 +80,13 @@ class Timed(NamedTuple):
         makespan_ns: from its start until every stage and the host are done.
         passes: in the order in which they are issued.
         busy_ns: of each stage, in its passes.
+        hops: in the order in which they are issued.
     """
 
     makespan_ns: int
     passes: tuple[TimedPass, ...]
     busy_ns: tuple[int, ...]
+    hops: tuple[TimedHop, ...] = ()
 
     @property
     def idle(self) -> float:
@@ -108,7 +121,7 @@ def simulate(
     busy = [0] * len(stages)
     for timed in passes:
         busy[timed.stage] += timed.end_ns - timed.start_ns
-    return Timed(max([clocks.host, *clocks.free, *clocks.link.values()]), passes, tuple(busy))
+    return Timed(max([clocks.host, *clocks.free, *clocks.link.values()]), passes, tuple(busy), tuple(clocks.hops))
 
 
 class _Clocks:
@@ -126,14 +139,15 @@ class _Clocks:
         self.free = [0] * len(stages)
         self.link: dict[tuple[int, int], int] = {}
         self.done: dict[Pass, int] = {}
+        self.hops: list[TimedHop] = []
 
     def run(self, p: Pass) -> TimedPass:
         """Issue a pass, and before it the transfers of what it reads."""
         arrived = [
-            self._send(hop.src, p.stage, hop.forward_ns, self.done[Pass(hop.src, "F", p.microbatch)])
+            self._send(hop.src, p, hop.forward_ns, self.done[Pass(hop.src, "F", p.microbatch)])
             for hop in (self.into[p.stage] if p.kind == "F" else ())
         ] + [
-            self._send(hop.dst, p.stage, hop.gradient_ns or 0, self.done[Pass(hop.dst, "B", p.microbatch)])
+            self._send(hop.dst, p, hop.gradient_ns or 0, self.done[Pass(hop.dst, "B", p.microbatch)])
             for hop in (self.back[p.stage] if p.kind == "B" else ())
         ]
         cost = self.stages[p.stage]
@@ -148,8 +162,9 @@ class _Clocks:
     def _issue_ns(self, cost: StageCost, forward: bool) -> int:
         return cost.forward_issue_ns if forward else cost.backward_issue_ns
 
-    def _send(self, src: int, dst: int, takes: int, made: int) -> int:
-        """Copy from one stage to another what was made at a time. Returns when it is there."""
+    def _send(self, src: int, reader: Pass, takes: int, made: int) -> int:
+        """Copy from a stage to a pass of another what was made at a time. Returns when it is there."""
+        dst = reader.stage
         host_copies = self.stages[src].is_synchronous or self.stages[dst].is_synchronous
         waits = [made, self.link.get((src, dst), 0)]
         if not self.overlap:
@@ -161,6 +176,7 @@ class _Clocks:
             self.free[src] = self.free[dst] = end
         if host_copies:
             self.host = end
+        self.hops.append(TimedHop(src, dst, reader.kind, reader.microbatch, end - takes, end))
         return end
 
 

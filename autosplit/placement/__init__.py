@@ -14,7 +14,7 @@ from autosplit.placement.plan import (
     Transfer,
     fingerprint,
 )
-from autosplit.placement.prediction import Breakdown, Count, DevicePrediction, Prediction, Timeline, TimeSource
+from autosplit.placement.prediction import Breakdown, Count, DevicePrediction, Prediction, Span, Timeline, TimeSource
 
 __all__ = [
     "DIRECT",
@@ -31,6 +31,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Rung",
+    "Span",
     "Stage",
     "StoredPlan",
     "Strategy",

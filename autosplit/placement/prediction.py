@@ -73,13 +73,35 @@ class DevicePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     timeline: Timeline = Timeline()
 
 
+class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a device, or the way between two, does in one step from one moment to another.
+
+    Attributes:
+        device: that computes; of a copy the one that sends; names as in Device.name, or "host".
+        kind: "forward", "backward", "send" (a copy in the forward pass) or "return" (of a gradient, in the backward).
+        start_ns, end_ns: since the step began.
+        to: of a copy: the device that receives.
+        stage: position of the stage in a pipeline.
+        microbatch: which one.
+    """
+
+    device: str
+    kind: Literal["forward", "backward", "send", "return"]
+    start_ns: int
+    end_ns: int
+    to: str = ""
+    stage: int = 0
+    microbatch: int = 0
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Predicted cost of one step under a plan, by device name, and where the figures come from.
 
     ``step_ns`` is the makespan; ``transfer_ns`` adds up all transfers, which may run beside other work.
     ``time_source``: "measured" for every operation on every kind of device, "calibrated" where only some were and the
     estimates of the others follow them, "estimated" where none was. ``memory_source`` is "emitted" where the emitted
-    program ran on fake tensors, "estimated" where ``recost`` says.
+    program ran on fake tensors, "estimated" where ``recost`` says. ``spans`` is the step as a schedule, as far as it is
+    known: who does what when, ordered by start.
     """
 
     devices: dict[str, DevicePrediction]
@@ -87,3 +109,4 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     transfer_ns: Count
     time_source: TimeSource = "estimated"
     memory_source: Literal["emitted", "estimated"] = "emitted"
+    spans: tuple[Span, ...] = ()

@@ -325,4 +325,12 @@ def _figures(plan: Plan) -> Iterator[Text]:
     yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
 
 
+def html_fragment(plan: Plan) -> str:
+    """The plan for a notebook: a piece of HTML without script."""
+    from autosplit.report.notebook import fragment  # Jinja2 is not needed before
+
+    return fragment(plan)
+
+
 show.register("text", text)
+show.register("html", html_fragment)

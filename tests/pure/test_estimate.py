@@ -164,3 +164,34 @@ def test_workspace_is_taken_only_while_the_node_runs():
 def test_an_unknown_io_device_is_named():
     with pytest.raises(DeviceError, match="unknown device 'C'"):
         estimate.peak_bytes(graph_of("a", []), {"a": "A"}, PAIR, "C")
+
+
+def check_spans(case: Case, rng: random.Random) -> None:
+    placement = random_placement(rng, case)
+    given = (case.graph, placement, case.cluster, case.io_device)
+    found = estimate.spans(*given)
+    assert max((span.end_ns for span in found), default=0) <= estimate.step_ns(*given)
+    busy, copied = dict.fromkeys(case.cluster.names, 0), 0
+    for span in found:
+        if span.to:
+            copied += span.end_ns - span.start_ns
+        else:
+            busy[span.device] += span.end_ns - span.start_ns
+    assert busy == estimate.busy_ns(*given[:3])
+    assert copied == estimate.transfer_ns(*given)
+    assert [span.start_ns for span in found] == sorted(span.start_ns for span in found)
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_spans_are_the_makespan_written_down(case, rng):
+    check_spans(case, rng)
+
+
+def test_spans_are_few_where_gaps_are_many():
+    names = [f"n{i}" for i in range(5000)]
+    graph = CostGraph([Node(name=name, forward_ns={"*": 5 + i % 7}) for i, name in enumerate(names)], [])
+    found = estimate.spans(graph, {name: "AB"[i % 2] for i, name in enumerate(names)}, PAIR)
+    assert 0 < len(found) <= 2000
+    assert max(span.end_ns for span in found) == estimate.step_ns(
+        graph, {name: "AB"[i % 2] for i, name in enumerate(names)}, PAIR
+    )
