@@ -362,3 +362,4 @@ def arange(call: Call) -> Kind:
     if counts and call.small.get("start", 0) == call.large.get("start", 0) == 0 and call.small.get("step", 1) == 1:
         return Rows(0, 1, numbers=True)
     raise MixingError("counts along the batch")
+

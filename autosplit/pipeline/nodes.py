@@ -84,9 +84,7 @@ def _kinds_of(ours: Any, theirs: Any, found: Found, sizes: Sizes) -> list[Tensor
     made = []
     for one, other in pairs:
         small, large = Spec.of(one), Spec.of(other)
-        kind = found.kinds.get(
-            id(one), None if small.shape == large.shape else sizes.by_shape(small.shape, large.shape)
-        )
+        kind = found.kinds.get(id(one), None if small.shape == large.shape else sizes.by_shape(small.shape, large.shape))
         made.append(Tensor(small, large, kind))
     return made
 

@@ -200,18 +200,11 @@ class _Walk:
                 {self.twins[node]: value for node, value in zip(outside, args, strict=True)},
             ),
         )
-        forms = [
-            [p.facts[n].form for n in nodes]
-            for p, nodes in ((self.small, left), (self.large, map(self.twins.__getitem__, left)))
-        ]
+        forms = [[p.facts[n].form for n in nodes] for p, nodes in ((self.small, left), (self.large, map(self.twins.__getitem__, left)))]
         seen = look(runs, (ours, theirs), (forms[0], forms[1]), self.sizes)
         self.values |= {node: (None, None) for node in region}
         for place, node in enumerate(left):
-            self._keep(
-                node,
-                replace(seen, small=seen.small[place], large=seen.large[place]),
-                [n for v in ours for n in _names(v)],
-            )
+            self._keep(node, replace(seen, small=seen.small[place], large=seen.large[place]), [n for v in ours for n in _names(v)])
             seen = replace(seen, why=None, random=False)
 
     def _keep(self, node: fx.Node, seen: Seen, given: list[str]) -> None:
@@ -270,9 +263,7 @@ def _callers(node: fx.Node, twin: fx.Node, walk: _Walk) -> tuple[Run, Run]:
 
 def _run_region(region: list[fx.Node], left: list[fx.Node], env: dict[fx.Node, Any]) -> list[Any]:
     for node in region:
-        env[node] = call_node(
-            node, fx.node.map_arg((node.args, node.kwargs), env.__getitem__), node.graph.owning_module
-        )
+        env[node] = call_node(node, fx.node.map_arg((node.args, node.kwargs), env.__getitem__), node.graph.owning_module)
     return [env[node] for node in left]
 
 

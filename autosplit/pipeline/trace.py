@@ -212,3 +212,4 @@ def record(run: Callable[[], Any]) -> tuple[list[Step], Any]:
     with recorder:
         result = run()
     return recorder.steps, result
+
