@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple, SupportsFloat
 
 from autosplit.errors import LossError
 
-PassKind = Literal["forward", "backward", "optimizer", "send", "receive"]
+PassKind = Literal["forward", "backward"]
 
-_RECORD = struct.Struct("<?iiiq16s80s")  # is inside, rank, stage, micro-batch, since (ns), kind, what
+_RECORD = struct.Struct("<?iiiq16s80s")  # is inside, rank, stage, micro-batch, since (ns), kind, devices
 
 
 class _Watched:
@@ -33,7 +33,7 @@ class Where(NamedTuple):
 
     Attributes:
         inside: whether the pass had begun and not ended.
-        place: rank, stage, micro-batch and kind in words.
+        place: stage, rank, devices, micro-batch and kind in words.
         since_ns: when it began or ended (``time.time_ns``).
     """
 
@@ -45,10 +45,10 @@ class Where(NamedTuple):
 class _Passing:
     """See ``passing``."""
 
-    __slots__ = ("kind", "microbatch", "rank", "stage", "what")
+    __slots__ = ("devices", "kind", "microbatch", "rank", "stage")
 
-    def __init__(self, rank: int, stage: int, microbatch: int, kind: PassKind, what: str) -> None:
-        self.rank, self.stage, self.microbatch, self.kind, self.what = rank, stage, microbatch, kind, what
+    def __init__(self, rank: int, stage: int, microbatch: int, kind: PassKind, devices: str) -> None:
+        self.rank, self.stage, self.microbatch, self.kind, self.devices = rank, stage, microbatch, kind, devices
 
     def __enter__(self) -> None:
         if _Watched.record is not None:
@@ -56,29 +56,29 @@ class _Passing:
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if error is not None:
-            error.add_note(_place(self.rank, self.stage, self.microbatch, self.kind, self.what))
+            error.add_note("in " + _place(self.rank, self.stage, self.microbatch, self.kind, self.devices))
         elif _Watched.record is not None:
             self._write(_Watched.record, inside=False)
 
     def _write(self, record: mmap.mmap, *, inside: bool) -> None:
-        kind, what = self.kind.encode(), self.what.encode()  # struct cuts what is too long
-        _RECORD.pack_into(record, 0, inside, self.rank, self.stage, self.microbatch, time.time_ns(), kind, what)
+        kind, devices = self.kind.encode(), self.devices.encode()  # struct cuts what is too long
+        _RECORD.pack_into(record, 0, inside, self.rank, self.stage, self.microbatch, time.time_ns(), kind, devices)
 
 
-def passing(rank: int, stage: int, microbatch: int, kind: PassKind, what: str = "") -> _Passing:
+def passing(stage: int, microbatch: int, kind: PassKind, devices: str = "", *, rank: int = -1) -> _Passing:
     """Name the stage and micro-batch in whatever leaves the ``with`` block, which is one pass of one micro-batch.
 
-    An exception that leaves it carries a note with the place, and is otherwise the same. It costs about a microsecond.
-    An accelerator runs behind the host: what it reports late is noted at the pass that heard of it.
+    The exception is otherwise the same. It costs about a microsecond. An accelerator runs behind the host: what it
+    reports late is noted at the pass that heard of it.
 
     Args:
-        rank: this process in its group; -1 where there is none.
         stage: number of the stage, from 0.
         microbatch: number of the micro-batch, from 0.
         kind: what is done.
-        what: what the stage is, in words ("layers 4-7 on cuda:1").
+        devices: names of the stage's devices.
+        rank: this process in its group; -1 where there is none.
     """
-    return _Passing(rank, stage, microbatch, kind, what)
+    return _Passing(rank, stage, microbatch, kind, devices)
 
 
 def record_passes(path: Path) -> None:
@@ -93,10 +93,10 @@ def last_pass(path: Path) -> Where | None:
     data = path.read_bytes() if path.is_file() else b""
     if len(data) != _RECORD.size:
         return None
-    inside, rank, stage, microbatch, since_ns, kind, what = _RECORD.unpack(data)
+    inside, rank, stage, microbatch, since_ns, kind, devices = _RECORD.unpack(data)
     if since_ns == 0:
         return None
-    words = [text.rstrip(b"\0").decode(errors="ignore") for text in (kind, what)]
+    words = [text.rstrip(b"\0").decode(errors="ignore") for text in (kind, devices)]
     return Where(inside, _place(rank, stage, microbatch, *words), since_ns)
 
 
@@ -128,6 +128,7 @@ def check_loss(loss: SupportsFloat) -> None:
         )
 
 
-def _place(rank: int, stage: int, microbatch: int, kind: str, what: str) -> str:
-    whose = f"rank {rank}, " if rank >= 0 else ""
-    return f"{whose}stage {stage}, micro-batch {microbatch}, {kind}" + (f" of {what}" if what else "")
+def _place(rank: int, stage: int, microbatch: int, kind: str, devices: str) -> str:
+    whose = f" of rank {rank}" if rank >= 0 else ""
+    where = f" on {devices}" if devices else ""
+    return f"stage {stage}{whose}{where}, micro-batch {microbatch}, {kind}"

@@ -138,7 +138,8 @@ def _separate_attempts(asked: Namespace) -> None:
     torch 2.13 lets a restarted group use the store of the attempt before, whose keys are still in it: gloo and NCCL
     then may connect to addresses of processes that are gone, until the timeout (pytorch issues 135712, 167288).
     """
-    if asked.max_restarts > 0 or ":" in asked.nnodes:
+    least, _, most = asked.nnodes.partition(":")
+    if asked.max_restarts > 0 or (most and most != least):
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 

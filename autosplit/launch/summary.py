@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Ended:
         rank: its number in the world.
         exit_code: of the process; minus the signal's number where one ended it.
         error: the traceback of its own error with the notes, or "" where it had none.
-        doing: the pass that it was in, in words, or "".
+        doing: the pass of a pipeline that it was in or had last done, in words, or "".
         stack: the place in the user's code where it was when torchrun stopped it, or "".
         order: what it is sorted by: the first to fail is least.
     """
@@ -51,7 +51,7 @@ def ended(failures: Mapping[int, ProcessFailure], folder: Path) -> list[Ended]:
     comes first, as its peers fail because of it; then those with an error of their own by when they wrote it; then
     those that torchrun stopped.
     """
-    attempt = max((int(path.name.partition(".")[0]) for path in folder.iterdir()), default=0)
+    attempt = max((int(path.name.partition(".")[0]) for path in folder.glob("*.pass")), default=0)
     return sorted((_ended(rank, failures[rank], folder, attempt) for rank in failures), key=lambda one: one.order)
 
 
@@ -60,7 +60,7 @@ def summary(script: str, found: list[Ended]) -> str:
     first, *others = found
     lines = [f"error[run]: {script}: rank {first.rank} {_outcome(first)}"]
     lines += ["  It waited for another rank: see below where that was."] * ("imed out waiting" in first.error)
-    lines += [f"  in {first.doing}"] * bool(first.doing)
+    lines += [f"  {first.doing}"] * bool(first.doing)
     lines += [f"  {line}" for line in first.error.splitlines()]
     for other in others[:_SHOWN]:
         lines.append(f"rank {other.rank} {_outcome(other)}{_last_words(other)}")
@@ -85,10 +85,16 @@ def _ended(rank: int, failure: ProcessFailure, folder: Path, attempt: int) -> En
         rank,
         failure.exitcode,
         error,
-        where.place if where is not None and where.inside else "",
+        _doing(where),
         _users_frame(stopped_at),
         order,
     )
+
+
+def _doing(where: faults.Where | None) -> str:
+    if where is None:
+        return ""
+    return f"{'in' if where.inside else 'after'} {where.place}"
 
 
 def _own_error(file: Path) -> tuple[str, int]:
@@ -103,7 +109,8 @@ def _own_error(file: Path) -> tuple[str, int]:
 def _users_frame(stack: str) -> str:
     """The innermost frame outside of what is installed, and the innermost of all where that is another."""
     frames = [found.groupdict() for found in _FRAME.finditer(stack)]
-    installed = (sys.prefix, sys.base_prefix, str(Path(__file__).parent), "<")
+    paths = sysconfig.get_paths()
+    installed = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parent), "<")
     own = [frame for frame in frames if not frame["file"].startswith(installed)]
     shown = [*own[:1], *frames[:1]] if own[:1] != frames[:1] else own[:1]
     return ", in ".join(f"{frame['file']}:{frame['line']} {frame['function']}" for frame in shown)
@@ -122,7 +129,7 @@ def _outcome(one: Ended) -> str:
 
 def _last_words(one: Ended) -> str:
     """What is known of a rank that failed after the first, in one line."""
-    said = [f"in {one.doing}"] * bool(one.doing) + [f"at {one.stack}"] * bool(one.stack)
+    said = [one.doing] * bool(one.doing) + [f"at {one.stack}"] * bool(one.stack)
     lines = [line for line in one.error.splitlines() if line and not line.startswith((" ", "Traceback"))]
     said += lines[:1]
     return ": " + "; ".join(said) if said else ""
