@@ -174,7 +174,7 @@ def _compiler(calls: weakref.WeakKeyDictionary[Program, dict[Any, RankCall]]) ->
         names, known = names_of(program), weakref.ref(program)
         movable = [i for i, source in enumerate(program.inputs.values()) if not source.is_weight]
 
-        def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
+        def run(inputs: Sequence[Any], io_device: torch.device, homes_id: int) -> Sequence[Any]:
             current = known()
             assert current is not None  # it is being called
             form = tuple(tuple(inputs[i].shape) if isinstance(inputs[i], torch.Tensor) else inputs[i] for i in movable)
