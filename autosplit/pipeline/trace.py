@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autosplit.pipeline.kinds import MIXED, UNKNOWN, Call, Kind, MixingError, Rows, Shape, Sizes, base_name
@@ -167,7 +168,8 @@ def _kind(one: torch.Tensor, other: Any, found: Found) -> Kind:
     if one.shape != other.shape:
         return UNKNOWN
     plain = type(one) is torch.Tensor and type(other) is torch.Tensor and one.device.type != "meta"
-    return UNKNOWN if plain and not torch.equal(one, other) else None
+    with unset_fake_temporarily():  # constants have data, at which a fake mode would not look
+        return UNKNOWN if plain and not torch.equal(one, other) else None
 
 
 def _check_writes(step: Step, kinds: list[Kind], found: Found) -> None:
