@@ -18,7 +18,9 @@ dist.init_process_group()
 if torch.accelerator.is_available():
     torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
 torch.manual_seed(0)  # every rank builds the same model and the same batch
-config = GPT2Config(vocab_size=512, n_positions=32, n_embd=64, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0)
+sizes = {"vocab_size": 512, "n_positions": 32, "n_embd": 64, "n_layer": 4, "n_head": 4}
+dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # so that the losses are those of one process
+config = GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=0)
 model = GPT2LMHeadModel(config)
 tokens = torch.randint(0, config.vocab_size, (8, 32))
 batch = {"input_ids": tokens, "labels": tokens, "use_cache": False}

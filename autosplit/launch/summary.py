@@ -130,6 +130,6 @@ def _outcome(one: Ended) -> str:
 def _last_words(one: Ended) -> str:
     """What is known of a rank that failed after the first, in one line."""
     said = [one.doing] * bool(one.doing) + [f"at {one.stack}"] * bool(one.stack)
-    lines = [line for line in one.error.splitlines() if line and not line.startswith((" ", "Traceback"))]
-    said += lines[:1]
+    raised = one.error.rpartition("Traceback (most recent call last):\n")[2]  # the last of a chain
+    said += [line for line in raised.splitlines() if line and not line.startswith(" ")][:1]
     return ": " + "; ".join(said) if said else ""
