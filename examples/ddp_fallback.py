@@ -13,24 +13,25 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import autosplit
 
 STEPS, SAVE_EVERY, FOLDER = 20, 5, Path(sys.argv[1])
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # by name: also what ranks with other weights can share
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-    return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer, options=FLAT), strict=True))
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     complete = sorted(FOLDER.glob("step-*/.metadata"))  # torch writes this file last, and renames it into place
     if not complete:
         return 0
-    saved = state(model, optimizer)
-    dcp.load(saved, checkpoint_id=complete[-1].parent)
-    set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+    dcp.load(saved := state(model, optimizer), checkpoint_id=complete[-1].parent)
+    loaded = {"model_state_dict": saved["model"], "optim_state_dict": saved["optimizer"]}
+    set_state_dict(model, optimizer, **loaded, options=FLAT)
     return int(complete[-1].parent.name.removeprefix("step-"))
 
 
@@ -39,13 +40,12 @@ if torch.accelerator.is_available():
     torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
 torch.manual_seed(0)  # the same weights and data on every rank, of which it takes its part
 model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 4))
-x, y = torch.randn(64, 32).chunk(dist.get_world_size()), torch.randint(0, 4, (64,)).chunk(dist.get_world_size())
-x, y = x[dist.get_rank()], y[dist.get_rank()]
+mine = slice(dist.get_rank(), None, dist.get_world_size())
+x, y = torch.randn(64, 32)[mine], torch.randint(0, 4, (64,))[mine]
 model = autosplit.partition(model, "auto" if torch.accelerator.is_available() else ["cpu"], (x,), optimizer="adamw")
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for step in range(resume(model, optimizer) + 1, STEPS + 1):
-    output = model(x)
-    loss = nn.functional.cross_entropy(output, y.to(output.device))
+    loss = nn.functional.cross_entropy(model(x).cpu(), y)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

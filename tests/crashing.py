@@ -115,9 +115,9 @@ def misbehave(fault: Fault, step: int) -> None:
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     import torch.distributed.checkpoint as dcp  # slow, and most faults are before the first checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-    weights, state = get_state_dict(model, optimizer)
+    weights, state = get_state_dict(model, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=True))
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / f"step-{step:03d}")
 
 
@@ -127,11 +127,12 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if not complete:
         return 0
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-    weights, state = get_state_dict(model, optimizer)
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    weights, state = get_state_dict(model, optimizer, options=flat)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=complete[-1].parent)
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state, options=flat)
     return int(complete[-1].parent.name.removeprefix("step-")) + 1
 
 
