@@ -77,20 +77,22 @@ class DieAt(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dying(fault: Fault, kind: str, step: int) -> contextlib.AbstractContextManager[object]:
-    """Die in the midst of a pass: at a tensor that a forward saves or a backward takes, or at an update."""
+def failing(fault: Fault, kind: str, step: int) -> contextlib.AbstractContextManager[object]:
+    """Fail in the midst of a pass: at a tensor that a forward saves or a backward takes, or at an update."""
     if not fault.is_now(kind, step):
         return contextlib.nullcontext()
     if kind == "optimizer":
         return DieAt(fault, "addcdiv")
     calls = itertools.count()
 
-    def die_midway(tensor: torch.Tensor) -> torch.Tensor:
+    def fail_midway(tensor: torch.Tensor) -> torch.Tensor:
         if next(calls) == 5:
+            if kind == "oom":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             fault.die()
         return tensor
 
-    hooks = (die_midway, torch.clone) if kind == "forward" else (torch.clone, die_midway)
+    hooks = (torch.clone, fail_midway) if kind == "backward" else (fail_midway, torch.clone)
     return torch.autograd.graph.saved_tensors_hooks(*hooks)
 
 
@@ -105,10 +107,10 @@ def die_at_file(fault: Fault, step: int, event: str, ending: str) -> None:
 
 
 def misbehave(fault: Fault, step: int) -> None:
+    if fault.step == step and fault.kind in ("raise", "oom", "hang"):
+        fault.say(f"fails:{fault.kind}", step)
     if fault.is_now("raise", step):
         raise KeyError("a column that is not there")
-    if fault.is_now("oom", step):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if fault.is_now("hang", step):
         time.sleep(600)
 
@@ -186,12 +188,13 @@ def train(
     for step in range(first, STEPS):
         x, y = data[step]
         if fault.is_now("nan", step):
+            fault.say("fails:nan", step)
             x = x * float("nan")
         misbehave(fault, step)
-        with dying(fault, "forward", step), dying(fault, "backward", step):
+        with failing(fault, "forward", step), failing(fault, "backward", step), failing(fault, "oom", step):
             loss = model(x, y)
             loss.backward()
-        with dying(fault, "optimizer", step):
+        with failing(fault, "optimizer", step):
             optimizer.step()
         optimizer.zero_grad()
         losses[step] = loss.item()
