@@ -78,12 +78,7 @@ class Engine:
         self._aliases = {name: _alias(weight) for name, weight in weights.items()}
         for module in self.modules:
             module.begin(self._aliases, inputs)
-        try:
-            self._step()
-        except Exception as error:
-            numbers = ", ".join(str(stage.stage_index) for stage in self.stages)
-            error.add_note(f"in stage {numbers} of the pipeline, on rank {dist.get_rank()}")
-            raise
+        self._step()
         results = self.modules[-1].results
         for module in self.modules:
             module.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
+from autosplit.faults import PassKind, check_loss, passing
 from autosplit.pipeline.relay import Crossing, Part
 from autosplit.program import Spec
 
@@ -43,6 +45,7 @@ class StageModule(nn.Module):
         super().__init__()
         self.part, self.crossing, self.forms = part, crossing, forms
         self.wanted, self.returns = tuple(results), tuple(returns)
+        self.runs_on = ", ".join(sorted({str(device) for device in part.devices.values()}))
         self.comm = torch.device("cpu")
         self.weights: Values = {}
         self.inputs: Sequence[Values] = ()
@@ -68,6 +71,9 @@ class StageModule(nn.Module):
         mine = self.inputs[number]
         taken = [self._take(name, values, mine) for name in part.takes]
         given = dict(zip(part.gives, part.call(*taken), strict=True))
+        for name in self.returns:
+            if name in given and given[name].ndim == 0:
+                check_loss(given[name])
         if self.wanted:
             self.results[number] = {
                 name: _alone(given[name] if name in given else _unpack(values[name], self.forms[name]))
@@ -106,6 +112,29 @@ class _Alias(torch.autograd.Function):
         return gradients[0].contiguous()
 
 
+class NamedStage(PipelineStage):
+    """A PipelineStage whose errors name the stage, its rank and devices, and the micro-batch."""
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """As torch's."""
+        with self._pass(fwd_chunk_id, "forward"):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """As torch's."""
+        with self._pass(bwd_chunk_id, "backward"):
+            return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """As torch's."""
+        with self._pass(bwd_chunk_id, "backward"):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def _pass(self, microbatch: int, kind: PassKind) -> AbstractContextManager[None]:
+        devices: str = self.submod.runs_on  # type: ignore[assignment]  # of a StageModule
+        return passing(self.stage_index, microbatch, kind, devices, rank=dist.get_rank())
+
+
 def torch_stage(module: StageModule, number: int, count: int, group: dist.ProcessGroup) -> PipelineStage:
     """``module`` as a PipelineStage that knows the forms of all that crosses, so that nothing is run to find them.
 
@@ -115,7 +144,7 @@ def torch_stage(module: StageModule, number: int, count: int, group: dist.Proces
     module.crosses_on(device)
     crossing, forms = module.crossing, module.forms
     returned = module.returns if module.wanted else crossing.sends
-    return PipelineStage(
+    return NamedStage(
         module,
         number,
         count,
