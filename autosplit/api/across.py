@@ -90,10 +90,11 @@ def _layouts(devices: DevicesLike, request: Request, clusters: Sequence[Cluster]
         seat = seats_of_mesh(devices)
         yield seat.replicas, joined([clusters[seat.global_rank(position)] for position in range(seat.size)])
         return
-    if request.strategy == "hybrid":
+    if request.strategy in ("hybrid", "auto"):
         for replicas in range(world // 2, 1, -1):
             if world % replicas == 0:
                 yield replicas, joined(clusters[: world // replicas])
+    if request.strategy == "hybrid":
         return
     yield 1, joined(clusters)
 

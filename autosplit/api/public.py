@@ -6,16 +6,17 @@ import copy
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.export import ExportedProgram
 
 from autosplit.api.across import is_across, partition_across
-from autosplit.api.batch import check_batch
+from autosplit.api.asked import Asked, CaptureChoice
 from autosplit.api.given import PlanLike, given_plan, refuse_absent, refuse_devices, with_inputs, without_inputs
 from autosplit.api.pipelining import PipelineCaller
 from autosplit.api.planning import make_plan
@@ -28,7 +29,6 @@ from autosplit.api.problem import (
     StrategyChoice,
 )
 from autosplit.api.running import Caller, install_parts
-from autosplit.api.strategy import check_pipeline
 from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
@@ -36,14 +36,11 @@ from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import Mode
 from autosplit.hardware import DevicesLike, resolve, torch_devices
 from autosplit.optimizers import OptimizerLike
-from autosplit.placement import Plan, Rung
+from autosplit.pipeline.seats import gather
+from autosplit.placement import Plan
 from autosplit.replicate import process_group_is_up, replicate
 from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class
-from autosplit.schedule import ScheduleName
 from autosplit.verification import verify as compare
-
-CaptureChoice = Literal["auto", "graph", "graphs", "opaque", "modules"]
-
 
 Model = nn.Module | ExportedProgram
 
@@ -108,7 +105,7 @@ def plan(
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
     _check_model(model)
-    asked = _Asked(
+    asked = Asked(
         resolve(devices),
         mode,
         strategy,
@@ -207,7 +204,7 @@ def partition(
             raise PlanError("under a process group a pipeline is planned before the first call: pass args or kwargs")
 
         def ask(own: Cluster) -> Request:
-            return _Asked(
+            return Asked(
                 own, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
             ).request(model)
 
@@ -216,19 +213,20 @@ def partition(
     torch_devices(cluster)
     if known is not None:
         refuse_devices(known, cluster)
-    asked = _Asked(
+    asked = Asked(
         cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
     )
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify) if known is None else apply_captured(model, known)
-    return _partition_now(model, args, kwargs, asked, verify=verify, known=known)
+    return _partition_now(model, args, kwargs, asked, devices, verify=verify, known=known)
 
 
 def _partition_now(
     model: nn.Module,
     args: Sequence[Any] | None,
     kwargs: Mapping[str, Any] | None,
-    asked: _Asked,
+    asked: Asked,
+    devices: DevicesLike,
     *,
     verify: bool,
     known: Plan | None,
@@ -238,7 +236,10 @@ def _partition_now(
         initialise(model, args or (), kwargs or {})
     frontend = Frontend(model, unsplit_class(model))
     if known is None:
-        made, captured = _decide(model, frontend, args or (), kwargs or {}, asked)
+        try:
+            made, captured = _decide(model, frontend, args or (), kwargs or {}, asked, together=True)
+        except _TooLargeError:
+            return partition_across(model, devices, args or (), kwargs or {}, lambda own: asked.on(own).request(model))
     else:
         made, captured = with_inputs(known, model, frontend, (args or (), kwargs or {}), asked.optimizer)
     unsplit = copy.deepcopy(model) if verify else None
@@ -248,69 +249,40 @@ def _partition_now(
     return split
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What the caller of plan or partition asked for."""
-
-    cluster: Cluster
-    mode: Mode | None
-    strategy: StrategyChoice
-    objective: ObjectiveChoice
-    optimizer: OptimizerLike | None
-    placement: Mapping[str, str] | None
-    capture: CaptureChoice
-    profile: ProfileChoice
-    batch: BatchChoice
-    microbatches: MicrobatchesChoice = "auto"
-    schedule: ScheduleChoice = "auto"
-
-    def __post_init__(self) -> None:
-        if self.batch not in (None, "max"):
-            check_batch(self.batch)
-        for name, value, known in (
-            ("mode", self.mode, (None, *get_args(Mode))),
-            ("strategy", self.strategy, get_args(StrategyChoice)),
-            ("objective", self.objective, get_args(ObjectiveChoice)),
-            ("capture", self.capture, ("auto", *get_args(Rung))),
-            ("profile", self.profile, ("auto", True, False)),
-            ("schedule", self.schedule, ("auto", *get_args(ScheduleName))),
-        ):
-            if value not in known:
-                raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
-        check_pipeline(self.strategy, self.microbatches, self.schedule)
-
-    def request(self, model: nn.Module) -> Request:
-        """The request for the mode that the model is in now."""
-        mode: Mode = self.mode or ("train" if model.training else "infer")
-        return Request(
-            self.cluster,
-            mode,
-            self.strategy,
-            self.objective,
-            self.optimizer,
-            self.placement,
-            None if self.capture == "auto" else self.capture,
-            profile=self.profile,
-            batch=self.batch,
-            microbatches=self.microbatches,
-            schedule=self.schedule,
-        )
+class _TooLargeError(Exception):
+    """The model does not fit the device of every rank."""
 
 
 def _decide(
-    model: nn.Module, frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], asked: _Asked
+    model: nn.Module,
+    frontend: Frontend,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    asked: Asked,
+    *,
+    together: bool = False,
 ) -> tuple[Plan, Captured]:
-    """Under a process group a replica on this rank's device when it fits there; else whatever the devices allow."""
+    """Under a process group a replica on this rank's device when it fits there; else whatever the devices allow.
+
+    With ``together`` every rank decides now, and one that does not hold the model decides for all.
+
+    Raises:
+        _TooLargeError: the ranks, together, have to share the model.
+    """
     request = asked.request(model)
-    if process_group_is_up() and asked.strategy in ("auto", "replicate") and asked.placement is None:
-        mine = asked.cluster.devices[_local_rank() % len(asked.cluster.devices)]
-        local = msgspec.structs.replace(asked.cluster, devices=(mine,))
-        try:
-            return make_plan(model, frontend, args, kwargs, replace(request, cluster=local, strategy="replicate"))
-        except CapacityError:
-            if asked.strategy == "replicate":
-                raise
-    return make_plan(model, frontend, args, kwargs, request)
+    if not process_group_is_up() or asked.strategy not in ("auto", "replicate") or asked.placement is not None:
+        return make_plan(model, frontend, args, kwargs, request)
+    mine = asked.cluster.devices[_local_rank() % len(asked.cluster.devices)]
+    local = msgspec.structs.replace(asked.cluster, devices=(mine,))
+    found: tuple[Plan, Captured] | None = None
+    try:
+        found = make_plan(model, frontend, args, kwargs, replace(request, cluster=local, strategy="replicate"))
+    except CapacityError:
+        if asked.strategy == "replicate":
+            raise
+    if together and asked.strategy == "auto" and dist.get_world_size() > 1 and not all(gather(found is not None)):
+        raise _TooLargeError
+    return make_plan(model, frontend, args, kwargs, request) if found is None else found
 
 
 def apply_captured(
@@ -338,7 +310,7 @@ def apply_captured(
     return model
 
 
-def _partition_at_first_call(model: nn.Module, asked: _Asked, verify: bool) -> nn.Module:
+def _partition_at_first_call(model: nn.Module, asked: Asked, verify: bool) -> nn.Module:
     if verify:
         raise PlanError("verify=True needs example inputs: pass args, or call autosplit.verify after the first call")
     if process_group_is_up():
