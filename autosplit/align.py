@@ -13,7 +13,7 @@ import itertools
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -122,13 +122,14 @@ def aligned() -> Iterator[Alignment]:
         alignment.close()
 
 
-@contextmanager
-def unaligned() -> Iterator[None]:
+def unaligned() -> AbstractContextManager[None]:
     """Without alignment: a captured graph has its transfers inside, and Dynamo would trace into the mode."""
     alignment = _current()
-    if alignment is None:
-        yield
-        return
+    return nullcontext() if alignment is None else _without(alignment)
+
+
+@contextmanager
+def _without(alignment: Alignment) -> Iterator[None]:
     above: list[Any] = []
     while (mode := _pop_mode()) is not alignment:
         above.append(mode)

@@ -56,7 +56,7 @@ def format_bytes(n: int) -> str:
     ('0 B', '1.5 KiB', '24.0 GiB')
     """
     if abs(n) >= 2**70:
-        return f"{'-' if n < 0 else ''}more than 1024 EiB"
+        return "more than 1024 EiB" if n > 0 else "less than -1024 EiB"
     value = float(n)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if abs(value) < 1024:

@@ -11,7 +11,7 @@ from torch import nn
 
 from autosplit.api.batch import Example
 from autosplit.api.describe import describe
-from autosplit.api.identity import refuse_other_graph, refuse_other_weights
+from autosplit.api.identity import input_forms, refuse_other_graph, refuse_other_weights
 from autosplit.api.problem import Problem, Request
 from autosplit.api.search import search
 from autosplit.capture import Captured, Frontend, climb
@@ -30,6 +30,11 @@ _NOT_COSTED = (
     "memory: not predicted again: the plan's file was edited, and no example inputs were given; only its weights were "
     "checked to fit"
 )
+_NO_OPTIMIZER = (
+    "memory: not predicted again: the plan's file was edited, and its optimizer is an object that no file holds: pass "
+    "optimizer="
+)
+_OTHER_INPUTS = "memory: not predicted again: a pipeline, called with inputs of another size than planned"
 _COSTED_AGAIN = (
     "costed again when it was applied: its file was edited, or inputs or optimizer are others than it was planned for"
 )
@@ -94,7 +99,7 @@ def without_inputs(plan: Plan, model: nn.Module) -> Plan:
             raise PlanError(
                 f"node {quoted(node)} of the edited plan is of a module that {type(model).__name__} has not"
             ) from error
-    return msgspec.structs.replace(plan, assumptions=(_NOT_COSTED, *plan.assumptions))
+    return _noted(plan, _NOT_COSTED)
 
 
 def with_inputs(
@@ -131,9 +136,10 @@ def with_inputs(
     refuse_other_graph(plan, captured)
     if plan.pipeline is not None or plan.replicas > 1:
         _refuse_edited_pipeline(plan)
-        return plan, captured
+        is_same = not plan.inputs or input_forms(captured.program) == plan.inputs
+        return (plan if is_same else _noted(plan, _OTHER_INPUTS)), captured
     if plan.mode == "train" and optimizer is None and plan.optimizer is None:
-        return _of_unknown_optimizer(plan), captured
+        return (_noted(plan, _NO_OPTIMIZER) if plan.is_edited else plan), captured
     request = Request(
         plan.cluster,
         plan.mode,
@@ -206,11 +212,7 @@ def _refuse_edited_pipeline(plan: Plan) -> None:
         raise PlanError("the file of this plan was edited, and a pipeline cannot be costed again alone: plan again")
 
 
-def _of_unknown_optimizer(plan: Plan) -> Plan:
-    """The optimizer was an object: what it keeps is in no file."""
-    if not plan.is_edited:
-        return plan
-    words = "memory: not predicted again: the plan's file was edited, and the optimizer is not in it; pass optimizer="
+def _noted(plan: Plan, words: str) -> Plan:
     return msgspec.structs.replace(plan, assumptions=(words, *plan.assumptions))
 
 

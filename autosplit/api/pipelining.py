@@ -277,15 +277,15 @@ def _compiler(
         split_run = as_split(program)
         names = _names(program)
 
-        def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
+        def run(inputs: Sequence[Any], io_device: torch.device, homes_id: int) -> Sequence[Any]:
             form = forms.get(program)
             if form is None:
                 raise _NotPreparedError(program)
             if form.pieces is None:
-                return split_run(inputs, io_device)
+                return split_run(inputs, io_device, homes_id)
             parts = sizes(_samples(program, form.pieces.samples, inputs), pipeline.microbatches)
             if len(parts) == 1:
-                return split_run(inputs, io_device)
+                return split_run(inputs, io_device, homes_id)
             call = form.calls.get((*parts,))
             if call is None:
                 raise _NotPreparedError(program)

@@ -176,18 +176,18 @@ def compiler(plan: Plan, model: nn.Module) -> Compile:
     present = {device: name for name, device in devices.items() if name != HOST}
 
     def compile_program(program: Program) -> Run:
-        emitted: dict[tuple[torch.device, ...], Emitted] = {}
+        emitted: dict[tuple[Any, ...], Emitted] = {}
         sources = list(program.inputs.values())
         movable = [i for i, source in enumerate(sources) if source.moves]
         weights = [i for i, source in enumerate(sources) if source.is_weight]
 
-        def run(inputs: Sequence[Any], io_device: torch.device) -> Sequence[Any]:
+        def run(inputs: Sequence[Any], io_device: torch.device, homes_id: int) -> Sequence[Any]:
             refuse_shared_memory(program, inputs)
             arrived = list(inputs)
             strangers = [i for i in movable if inputs[i].device != io_device and inputs[i].device not in present]
             for i in strangers:
                 arrived[i] = inputs[i].to(io_device)
-            key = (io_device, *(arrived[i].device for i in movable), *(inputs[i].device for i in weights))
+            key = (io_device, homes_id, *(arrived[i].device for i in movable))
             if key not in emitted:
                 names = {i: present.get(arrived[i].device, HOST) for i in movable}
                 homes = {sources[i].name: present.get(inputs[i].device, HOST) for i in weights}  # the user may move one

@@ -13,7 +13,7 @@ from autosplit.api.pipelines import Piped, Pipelines
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import fitting, search
 from autosplit.api.weighing import WORTH, Replicas, Weighing
-from autosplit.errors import CapacityError, PlanError
+from autosplit.errors import AutosplitError, CapacityError, PlanError
 from autosplit.estimate.replicas import BUCKET_BYTES, gradient_bytes, group_exchange_ns
 from autosplit.placement import Option, Plan
 from autosplit.units import format_bytes
@@ -74,7 +74,7 @@ def decide(trials: Trials, problem: Problem) -> Plan:
 
 
 def _best(trials: Trials, problem: Problem) -> Plan:
-    refused: CapacityError | None = None
+    refused: AutosplitError | None = None
     try:
         found = search(problem)
     except CapacityError as error:
@@ -92,9 +92,9 @@ def _best(trials: Trials, problem: Problem) -> Plan:
         try:
             plan, exact = _plan(weighing, option)
             made[option.strategy], options[option.strategy] = plan, exact
-        except CapacityError as error:  # the exact prediction says no: the next best
+        except (CapacityError, PlanError) as error:  # what runs does not fit, or cannot be cut so: the next best
             refused = refused or error
-            words = f"the estimate let it through, the exact prediction does not: {error}"
+            words = f"the estimate let it through, but not what would run: {error}"
             options[option.strategy] = msgspec.structs.replace(option, step_ns=None, busy_ns=None, words=words)
     assert refused is not None  # nothing was possible, or it was refused
     raise refused
@@ -109,6 +109,8 @@ def _weighed(weighing: Weighing) -> list[Option]:
 
 
 def _chosen(weighing: Weighing, possible: Sequence[Option]) -> Option:
+    if not weighing.works_side_by_side:  # no figure of replicas is true of one process there
+        return possible[0]
     least = min(weighing.time(option) for option in possible)
     return next(option for option in possible if weighing.time(option) <= WORTH * least)
 
@@ -250,7 +252,7 @@ def _notes(piped: Piped, samples: int) -> tuple[str, ...]:
     if found.random:
         said += (f"pipeline: {found.random[0]} and the like draw other random numbers than for the call as a whole",)
     return (
-        f"pipeline: {count} micro-batches of up to {-(-samples // count)} samples; transfers are told of one of them",
+        f"pipeline: {count} micro-batches of up to {-(-samples // count)} samples; a transfer is sent in as many parts",
         "pipeline: each stage's passes in the order of its schedule, copies between stages beside what they compute",
         *said,
     )

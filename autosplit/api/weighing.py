@@ -196,8 +196,9 @@ class Weighing:
     def hybrid(self) -> Option:
         """Replicas of a split or a pipeline, where devices remain."""
         count = len(self.devices)
-        if self.problem.request.strategy != "hybrid" and self.alone is not None:
-            return Option(strategy="hybrid", words="not weighed: one device holds the model", devices=count, by=self.by)
+        if self.problem.request.strategy != "hybrid" and (self.alone is not None or not self.works_side_by_side):
+            words = "one device holds the model" if self.alone is not None else "the devices work one at a time"
+            return Option(strategy="hybrid", words=f"not weighed: {words}", devices=count, by=self.by)
         found: list[Replicas] = []
         for size in range(2, count // 2 + 1):
             if not found or count % size == 0:

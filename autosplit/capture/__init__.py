@@ -3,6 +3,8 @@
 standins  tensors of the same form without memory, for Dynamo to trace with
 dynamo    how Dynamo is called
 hooks     where a model has hooks, looked up again when one came
+slots     where weights are, and whether they are still what a capture was made for
+around    what is checked before a capture, and put back after
 frontend  one forward as one graph, at any shape and in any mode
 recorder  writes down every torch call, and which module made it
 record    one run in plain Python, on fake tensors or on data

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import dis
 import gc
 import itertools
 import logging
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch._dynamo
 from torch import nn
-from torch._C._dynamo.eval_frame import reset_code
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from autosplit.errors import AutosplitError, CaptureError
@@ -34,19 +35,100 @@ _REFUSALS = (
 )
 _serial = itertools.count()
 
+_READS = frozenset(("_modules", "_parameters", "_buffers"))
+"""Names in compiled code that only reads the model."""
+_GRAPH = "__compiled_fn_"
+_OWN = (_GRAPH, "__import_")  # globals that Dynamo adds
 
-def compile_entry(backend: Callable[..., Any], owner: object) -> Callable[..., Any]:
-    """A compiled function that calls ``backend`` for the one graph of a call; it takes what ``_entry`` takes.
+MISSED = object()
+"""Nothing was compiled for such a call."""
+
+
+class Entry:
+    """A compiled function that takes what ``_entry`` takes, and calls ``backend`` for the one graph of a call.
 
     Dynamo keeps its caches and its memory of dynamic sizes by code object, and what it compiled in the globals: each
     entry has code and globals of its own, and no other compiled function sees them. They go with ``owner``, by our
     hand: Dynamo maps what it compiled back to the code that it compiled from, and so keeps both for good.
+
+    Args:
+        backend: compiles a graph.
+        owner: what the compiled code lives as long as.
+        is_weight: whether a tensor stands for a weight. What Dynamo would look up of each at each call (its form) is
+            left to the caller: two calls on weights of unlike form must differ in the first argument.
+
+    Attributes:
+        assigns: what ``again`` ran last may assign to attributes.
     """
-    code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
-    entry = types.FunctionType(code, {"__name__": __name__, "__builtins__": builtins})
-    compiled: Callable[..., Any] = torch.compile(entry, backend=backend, fullgraph=True)
-    weakref.finalize(owner, reset_code, code).atexit = False
-    return compiled
+
+    def __init__(self, backend: Callable[..., Any], owner: object, is_weight: Callable[[object], bool]) -> None:
+        def filtered(guards: Sequence[Any]) -> list[bool]:
+            return [not _is_form_of_weight(guard, is_weight) for guard in guards]
+
+        self._code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
+        self._globals = {"__name__": __name__, "__builtins__": builtins}
+        entry = types.FunctionType(self._code, self._globals)
+        options: Any = {"guard_filter_fn": filtered}
+        self._compiled: Callable[..., Any] = torch.compile(entry, backend=backend, fullgraph=True, options=options)
+        self._known: list[_Known] = []
+        self.assigns = False
+        weakref.finalize(owner, reset_code, self._code).atexit = False
+
+    def __call__(self, *values: Any) -> Any:
+        """Call it, compiled anew where no guards hold."""
+        result = self._compiled(*values)
+        before = {id(known.guards): known for known in self._known}
+        entries = [(entry.guard_manager, entry.code) for entry in _debug_get_cache_entry_list(self._code)]
+        self._known = [before.get(id(guards)) or _Known(guards, code, self._globals) for guards, code in entries]
+        return result
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether ``again`` has anything to call."""
+        return bool(self._known)
+
+    def again(self, *values: Any) -> Any:
+        """Call what was compiled before, without Dynamo; MISSED if no guards hold."""
+        self.assigns = False
+        if _is_traced():
+            return MISSED
+        local = dict(zip(_NAMES, values, strict=True))
+        for i, known in enumerate(self._known):
+            if known.guards.cache_entry is not None and known.guards.check(local):  # None: Dynamo dropped it
+                if i:
+                    self._known.insert(0, self._known.pop(i))
+                self.assigns = known.assigns
+                return known.run(*values)
+        return MISSED
+
+
+class _Known:
+    """Something that Dynamo compiled: its guards, what they guard, and whether that may assign to attributes."""
+
+    def __init__(self, guards: Any, code: types.CodeType, space: dict[str, Any]) -> None:
+        self.guards = guards
+        self.run = types.FunctionType(code, {name: _bare(name, value) for name, value in space.items()})
+        stores = any(step.opname in ("STORE_ATTR", "STORE_SUBSCR") for step in dis.get_instructions(code))
+        self.assigns = stores or any(name not in _READS and not name.startswith(_OWN) for name in code.co_names)
+
+
+def _bare(name: str, value: Any) -> Any:
+    """What runs a graph without what keeps Dynamo from looking at it: Dynamo is not there."""
+    return getattr(value, "_torchdynamo_orig_callable", value) if name.startswith(_GRAPH) else value
+
+
+def _is_form_of_weight(guard: Any, is_weight: Callable[[object], bool]) -> bool:
+    return guard.guard_type == "TENSOR_MATCH" and guard.name.startswith("self") and is_weight(guard.value)
+
+
+def _is_traced() -> bool:
+    """Whether somebody records or compiles what runs now: Dynamo knows what to do then."""
+    return (
+        torch._C._is_tracing()
+        or torch._guards.TracingContext.try_get() is not None
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+        or torch.compiler.is_exporting()
+    )
 
 
 def dynamo_settings() -> AbstractContextManager[Any]:
@@ -60,6 +142,7 @@ def dynamo_settings() -> AbstractContextManager[Any]:
         skip_nnmodule_hook_guards=True,  # hooks.py watches
         specialize_float=True,
         recompile_limit=_RECOMPILE_LIMIT,
+        record_runtime_overhead=False,  # two calls for a profiler, at every call
         ignore_logging_functions=ignored,
     )
     return patch
@@ -112,10 +195,13 @@ def as_capture_error(model: nn.Module, *, capturing: bool) -> Iterator[None]:
         raise
 
 
-def _entry(hooks: str, self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-    if hooks:  # read, so that Dynamo captures again when they are elsewhere
+def _entry(state: str, self: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    if state:  # read, so that Dynamo captures again when it is another
         pass
     return forward(self, *args, **kwargs)
+
+
+_NAMES = _entry.__code__.co_varnames
 
 
 def _explain(model: nn.Module, error: Exception) -> str:

@@ -12,32 +12,34 @@ import re
 import threading
 import types
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from autosplit.capture.around import check_arguments, in_mode, refuse_iterators, snapshot, without_parts
 from autosplit.capture.dynamo import (
+    MISSED,
+    Entry,
     as_capture_error,
-    compile_entry,
     dynamo_settings,
     fewer_collections,
     guard_empty_hooks,
     quiet,
 )
 from autosplit.capture.hooks import HookWatch
-from autosplit.capture.standins import StandIns, stand_in
+from autosplit.capture.slots import Reader
+from autosplit.capture.standins import Arguments, StandIns, stand_in
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
-from autosplit.holders import Exchange, Snapshot, to_device
-from autosplit.program import Input, InputKind, Program, Spec, tensor_leaves
+from autosplit.holders import Exchange, to_device
+from autosplit.program import Input, InputKind, Program, Spec
 
-Run = Callable[[Sequence[Any], torch.device], Sequence[Any]]
-"""Runs a program: takes real tensors in placeholder order and the device that the caller's tensors are on."""
+Run = Callable[[Sequence[Any], torch.device, int], Sequence[Any]]
+"""Runs a program: takes real tensors in placeholder order, the device that the caller's tensors are on, and a number
+that is equal for two calls if every weight has the device that it had."""
 
 Compile = Callable[[Program], Run]
 
@@ -46,6 +48,10 @@ Forward = Callable[..., Any]
 
 CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
 _KEY = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
+
+
+class WeightsChanged(Exception):  # noqa: N818  # not an error: the call is captured anew
+    """A captured graph was about to run on weights of another form than it was captured for."""
 
 
 class Frontend:
@@ -82,13 +88,14 @@ class Frontend:
         self._examples: list[Any] = []  # of the program captured last
         self._ghosts: dict[int, int] = {}  # place among the captured graph's outputs, by id of what stands for it
         self._objects: set[int] = set()  # stand-ins that an object among the arguments holds
+        self._is_again = False  # without Dynamo
         self._lent = False  # the logical CPU autocasts as the caller's accelerator does
         self._kept: list[Any] = []  # outputs without data, while their ids are looked up
         self._device = torch.device("cpu")  # where the caller's tensors are
         self._stand_ins = StandIns(model, names)
         self._hooks = HookWatch(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
-        self._compiled = compile_entry(_backend_of(self), owner=self)
+        self._entry = Entry(_backend_of(self), self, _is_weight_of(self._stand_ins))
 
     @property
     def is_part(self) -> bool:
@@ -102,7 +109,8 @@ class Frontend:
             CaptureError: forward cannot be captured as one graph; names the reason and the line.
         """
         with self._lock, self._as_written():
-            return self._call(args, kwargs)[0]
+            result = self._again(args, kwargs)
+            return self._anew(args, kwargs)[0] if result is MISSED else result
 
     def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode | None) -> Program:
         """The program of one call, without running it, moving anything or leaving a trace in any object.
@@ -123,7 +131,7 @@ class Frontend:
             self._capturing, self._captured = True, None
             try:
                 with self._as_written():
-                    result, changed = self._call(args, kwargs)
+                    result, changed = self._anew(args, kwargs)
             finally:
                 self._capturing = False
                 before.restore()
@@ -135,24 +143,56 @@ class Frontend:
             )
         return self._complete(program, result, changed)
 
-    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
+    def _again(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of a call that was captured before, MISSED for another: nothing is swapped but the inputs."""
+        if not self._entry.is_compiled:
+            return MISSED
+        self._is_again = True
+        self._stand_ins.leave_in_place()
+        try:
+            return self._call(self._entry.again, args, kwargs)[0]
+        except WeightsChanged:
+            return MISSED
+        finally:
+            self._is_again = False
+            if self._entry.assigns:
+                self._stand_ins.bring_home()
+            self._stand_ins.real = {}
+
+    def _anew(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
+        with (
+            dynamo_settings(),
+            as_capture_error(self.model, capturing=self._capturing),
+            self._stand_ins.swapped(keep=not self._capturing),
+        ):
+            return self._call(self._entry, args, kwargs)
+
+    def _call(self, entry: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, set[int]]:
         """The result, and the stand-ins that objects among the arguments no longer hold."""
-        with dynamo_settings(), as_capture_error(self.model, capturing=self._capturing):
-            given = self._stand_ins.of_inputs(args, kwargs)
-            self._device = given.device or torch.device("cpu")
-            try:
-                with self._autocast():
-                    result = self._compiled(self._hooks.places(), self.model, self._forward, given.args, given.kwargs)
-            except BaseException:
-                given.finish()
-                given.disarm()
-                self._stand_ins.disarm()
-                raise
-            changed = given.changed() if self._capturing else set()
-            self._objects = given.objects
-            if not self._capturing and not self.is_part:
-                result = to_device(result, self._device, stay=self._stand_ins.real)
-            return given.finish(result), changed
+        given = self._stand_ins.of_inputs(args, kwargs)
+        self._device = given.device or torch.device("cpu")
+        try:
+            with self._autocast():
+                result = entry(self._state(given), self.model, self._forward, given.args, given.kwargs)
+        except BaseException:
+            given.finish()
+            given.disarm()
+            self._stand_ins.disarm()
+            raise
+        if result is MISSED:
+            given.finish()
+            return MISSED, set()
+        changed = given.changed() if self._capturing else set()
+        self._objects = given.objects
+        if not self._capturing and not self.is_part:
+            result = to_device(result, self._device, stay=self._stand_ins.staying)
+        return given.finish(result), changed
+
+    def _state(self, given: Arguments) -> str:
+        """Unlike for two calls that no one capture may serve, for reasons that Dynamo's guards do not see."""
+        slots = self._stand_ins.slots
+        among = ",".join(str(slots.index(weight)) for weight in given.weights)
+        return f"{slots.form} {self._hooks.places()} {among}"
 
     def _complete(self, program: Program, result: Any, changed: set[int]) -> Program:
         """Note what only the end of the call shows: which outputs the caller gets, and which inputs are state."""
@@ -180,8 +220,7 @@ class Frontend:
             self.model.__class__ = self.written
             for module, _ in outside:
                 del module.__dict__["forward"]
-            with self._stand_ins.swapped(keep=not self._capturing):
-                yield
+            yield
         finally:
             self.model.__class__ = current
             for module, forward in outside:
@@ -189,7 +228,10 @@ class Frontend:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Traces under the caller's autocast: the operations that it casts decide dtypes that forward may ask for."""
-        kinds = {tensor.device.type for tensor in self._stand_ins.real.values()}
+        self._lent = False
+        if not torch._C._is_any_autocast_enabled():
+            return nullcontext()
+        kinds = self._stand_ins.slots.device_types | {self._device.type}
         accelerator = torch.accelerator.current_accelerator()
         if accelerator is not None:
             kinds.add(accelerator.type)
@@ -197,7 +239,6 @@ class Frontend:
             if torch.is_autocast_enabled(kind):
                 self._lent = True
                 return torch.autocast("cpu", dtype=torch.get_autocast_dtype(kind))
-        self._lent = False
         return nullcontext()
 
     def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
@@ -210,6 +251,7 @@ class Frontend:
         inputs = [self._input(node, example) for node, example in zip(placeholders, self._examples, strict=True)]
         program = Program(graph_module, inputs, mode, prefix=self.prefix, autocast=_cpu_autocast())
         ran: list[Run] = []
+        reader = Reader(self._stand_ins.slots, [i for i, source in enumerate(inputs) if source.is_weight])
         frontend = weakref.ref(self)
 
         def call(*inputs: Any) -> Any:
@@ -220,9 +262,11 @@ class Frontend:
                 return this._pretend(program, inputs)
             if not ran:
                 ran.append(_compiler(this)(program))
-            real = this._stand_ins.real
+            real = list(map(this._stand_ins.real.get, map(id, inputs), inputs))
+            if this._is_again and not reader.is_same(real, look=this._entry.assigns):
+                raise WeightsChanged
             with torch.autocast("cpu", enabled=False) if this._lent else nullcontext():
-                return ran[0]([real.get(id(value), value) for value in inputs], this._device)
+                return ran[0](real, this._device, this._stand_ins.slots.homes)
 
         return call
 
@@ -256,85 +300,10 @@ class Frontend:
         return ".".join(keys[1:])
 
 
-def snapshot(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Snapshot:
-    """Everything in Python that a call of ``model`` may change: arguments, attributes, and the globals of its code."""
-    codes = {type(module).forward for module in model.modules() if hasattr(type(module).forward, "__globals__")}
-    spaces = {id(code.__globals__): code.__globals__ for code in codes}
-    kept = [value for space in spaces.values() for value in space.values() if type(value) in (list, dict, set, deque)]
-    return Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())], kept, spaces.values())
-
-
-def refuse_iterators(model: nn.Module, result: Any) -> None:
-    """A generator runs its body after the call, out of reach.
-
-    Raises:
-        CaptureError: ``result`` is one.
-    """
-    if isinstance(result, Iterator):
-        raise CaptureError(
-            f"{type(model).__name__}.forward returns a generator, which would compute after the call: "
-            "return a list or a tuple"
-        )
-
-
-@contextmanager
-def without_parts(model: nn.Module) -> Iterator[None]:
-    """The submodules of a model that is split already, with the forwards of their classes."""
-    ours: list[tuple[nn.Module, Any]] = []
-    for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if type(forward).__module__.startswith("autosplit."):
-            ours.append((module, module.__dict__.pop("forward")))
-    try:
-        yield
-    finally:
-        for module, forward in ours:
-            module.__dict__["forward"] = forward
-
-
 def part_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
     """The first name in ``model`` of each weight of ``part``, by its name there: tied weights have one name."""
     first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     return {name: first[id(tensor)] for name, tensor in (*part.named_parameters(), *part.named_buffers())}
-
-
-@contextmanager
-def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """train() or eval(), and gradients on or off, with every module's own flag restored after."""
-    flags = [(module, module.training) for module in model.modules()]
-    if model.training != (mode == "train"):
-        with suppress(NotImplementedError):  # an exported program keeps the mode that it was exported in
-            model.train(mode == "train")
-    try:
-        with torch.set_grad_enabled(mode == "train"):
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def check_arguments(model: nn.Module, forward: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check the arguments of a call before anything is tried with them.
-
-    Raises:
-        CaptureError: they do not match the signature, or no tensor is among them.
-    """
-    signature = inspect.signature(types.MethodType(forward, model))
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise CaptureError(
-            f"the arguments do not match {type(model).__name__}.forward{signature}: {error}; "
-            "pass args=(...) and kwargs={...} as you would call the model"
-        ) from error
-    if not tensor_leaves((list(args), kwargs)):
-        found = (
-            ", ".join(sorted({type(leaf).__name__ for leaf in pytree.tree_leaves((list(args), kwargs))})) or "nothing"
-        )
-        raise CaptureError(
-            f"{type(model).__name__} was called without a tensor (found {found}): "
-            "pass example inputs as torch tensors, on any device (meta will do)"
-        )
 
 
 def _example(node: fx.Node) -> Any:
@@ -358,6 +327,17 @@ def _compiler(frontend: Frontend) -> Compile:
 
 def _cpu_autocast() -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def _is_weight_of(stand_ins: StandIns) -> Callable[[object], bool]:
+    """As for the backend: only a weak reference."""
+    known = weakref.ref(stand_ins)
+
+    def is_weight(value: object) -> bool:
+        this = known()
+        return this is not None and id(value) in this.weights
+
+    return is_weight
 
 
 def _backend_of(frontend: Frontend) -> Callable[..., Any]:

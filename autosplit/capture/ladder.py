@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from autosplit.capture.around import check_arguments, in_mode, without_parts
 from autosplit.capture.dynamo import quiet
-from autosplit.capture.frontend import CAPTURE_LOCK, Frontend, check_arguments, in_mode, part_names, without_parts
+from autosplit.capture.frontend import CAPTURE_LOCK, Frontend, part_names
 from autosplit.capture.record import ForwardError, Record, record
 from autosplit.capture.recorder import Call
 from autosplit.errors import CaptureError

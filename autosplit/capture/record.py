@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autosplit.capture.frontend import snapshot
+from autosplit.capture.around import snapshot
 from autosplit.capture.recorder import Call, Recorder, input_names
 from autosplit.capture.standins import StandIns, fake_stand_in
 from autosplit.errors import CaptureError

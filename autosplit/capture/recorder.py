@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from autosplit.capture.frontend import refuse_iterators
+from autosplit.capture.around import refuse_iterators
 from autosplit.graph import Mode
 from autosplit.holders import Exchange
 from autosplit.program import RECORDED, Input, Program, Recorded, Spec

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autosplit.capture.slots import Slots
 from autosplit.holders import Exchange
 from autosplit.program import Input, Spec
 
-_UNSHARED = 4  # references to a stand-in that nobody kept: two tables, a variable, and getrefcount's own
 Make = Callable[[torch.Tensor], torch.Tensor]
 
+_UNSHARED = 4  # references to a stand-in that nobody kept: two tables, a variable, and getrefcount's own
 _WEIGHTS = ("_parameters", "_buffers", "_modules")
 
 
@@ -32,13 +34,11 @@ class StandIns:
     def __init__(self, model: nn.Module, names: Mapping[str, str] | None = None, make: Make | None = None) -> None:
         self._model = model
         self._make_one = make or stand_in
-        self._is_stale = True
         self._names = names or {}
-        self._slots: list[tuple[dict[str, Any], str]] = []
-        self._blank: list[tuple[dict[str, Any], str]] = []  # slots that hold None
-        self._children: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
-        self._held: list[torch.Tensor] = []
+        self._made_at = -1  # slots.changes when the stand-ins were made
         self._made: dict[int, torch.Tensor] = {}  # stand-in by id of the real weight
+        self._known: dict[int, torch.Tensor] = {}  # what stands for a weight during a call, by id of the real one
+        self.slots = Slots(model)
         self.weights: dict[int, Input] = {}  # by id of the stand-in
         self.real: dict[int, torch.Tensor] = {}  # by id of the stand-in, during a call
 
@@ -48,56 +48,57 @@ class StandIns:
 
         ``keep`` what forward assigned to a buffer; else every slot is as it was.
         """
-        if self._is_stale or not self._current():
+        self.slots.look()
+        if self._made_at != self.slots.changes:
             self._make()
-        held, made = self._held, self._made
+        places, held, made = self.slots.places, self.slots.held, self._made
         self.real = {id(made[id(tensor)]): tensor for tensor in held}
+        self._known = made
         try:
-            for (tensors, key), tensor in zip(self._slots, held, strict=True):
+            for (tensors, key), tensor in zip(places, held, strict=True):
                 tensors[key] = made[id(tensor)]
             yield
         finally:
-            for (tensors, key), tensor in zip(self._slots, held, strict=True):
-                now = self.real.get(id(tensors.get(key)), tensors.get(key)) if keep else tensor
-                if now is not tensor and isinstance(now, torch.Tensor):
-                    now = now.to(tensor.device)  # a buffer that forward assigned stays at home
-                tensors[key] = now
+            self._bring_home(keep=keep)
             self.real = {}
+
+    def leave_in_place(self) -> None:
+        """As ``swapped``, for a call that swaps no weight: they stand for themselves."""
+        self.real = {}
+        self._known = self.slots.own
+
+    def bring_home(self) -> None:
+        """Buffers that forward assigned go where those are that they had replaced. After ``leave_in_place``."""
+        if not self.slots.are_same():
+            self._bring_home(keep=True)
 
     def disarm(self) -> None:
         """Make stand-ins that an error's traceback may show safe to print: torch reads the memory they do not have."""
         for made in self._made.values():
             made.data = torch.empty(0, dtype=made.dtype)
-        self._is_stale = True
+        self._made_at = -1
+
+    @property
+    def staying(self) -> Collection[int]:
+        """Ids of what stands for a weight or an input during a call, and of weights that are in place."""
+        return ChainMap(self.real, self._known)
 
     def of_inputs(self, args: Any, kwargs: Any) -> Arguments:
-        """The arguments of a call with a stand-in for every tensor. Inside ``swapped``."""
-        known = {id(real): self._made[id(real)] for real in self._held}
-        return Arguments(self._model, args, kwargs, known=known, real=self.real, make=self._make_one)
+        """The arguments of a call with a stand-in for every tensor. Inside ``swapped``, or after ``leave_in_place``."""
+        return Arguments(self._model, args, kwargs, known=self._known, real=self.real, make=self._make_one)
 
-    def _current(self) -> bool:
-        """No module got another child, no slot another tensor or form, since the stand-ins were made."""
-        if any(tuple(modules.values()) != before for modules, before in self._children):
-            return False
-        if any(tensors.get(key) is not None for tensors, key in self._blank):
-            return False
-        return all(
-            tensors.get(key) is tensor and _same_form(self._made[id(tensor)], tensor)
-            for (tensors, key), tensor in zip(self._slots, self._held, strict=True)
-        )
+    def _bring_home(self, *, keep: bool) -> None:
+        """The real weights in all slots, or what forward assigned to a buffer: that stays where the old one is."""
+        for (tensors, key), tensor in zip(self.slots.places, self.slots.held, strict=True):
+            now = self.real.get(id(tensors.get(key)), tensors.get(key)) if keep else tensor
+            if now is not tensor and isinstance(now, torch.Tensor):
+                now = now.to(tensor.device)
+            tensors[key] = now
 
     def _make(self) -> None:
-        self._is_stale = False
-        modules = [module for module in self._model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-        self._children = [(module._modules, tuple(module._modules.values())) for module in modules]
-        slots = [
-            (tensors, key) for module in modules for tensors in (module._parameters, module._buffers) for key in tensors
-        ]
-        self._slots = [(tensors, key) for tensors, key in slots if tensors[key] is not None]
-        self._blank = [(tensors, key) for tensors, key in slots if tensors[key] is None]
-        self._held = [tensors[key] for tensors, key in self._slots]
+        self._made_at = self.slots.changes
         self._made = {}
-        for tensor in self._held:
+        for tensor in self.slots.held:
             if id(tensor) not in self._made:
                 self._made[id(tensor)] = self._make_one(tensor)
         self.weights = {}
@@ -119,6 +120,7 @@ class Arguments:
         args, kwargs: what to call with.
         device: where the first tensor is that came by plain containers; None when none did.
         objects: ids of the stand-ins that are held by an object, such as a KV cache.
+        weights: ids of the weights that are among the arguments, in the order in which they are met.
     """
 
     def __init__(
@@ -133,15 +135,17 @@ class Arguments:
     ) -> None:
         self.device: torch.device | None = None
         self.objects: set[int] = set()
+        self.weights: list[int] = []
         self._model = model
         self._real = real
         self._make = make
-        self._made = dict(known)
+        self._weights = known
+        self._made: dict[int, torch.Tensor] = {}
         self._own: list[torch.Tensor] = []
         self._given = [list(args), dict(kwargs)]
         self._exchange = Exchange(self._swap, copies=True)
-        self.args = tuple(self._exchange(value) for value in args)
-        self.kwargs = {key: self._exchange(value) for key, value in kwargs.items()}
+        self.args = tuple(map(self._replaced, args))
+        self.kwargs = {key: self._replaced(value) for key, value in kwargs.items()} if kwargs else {}
 
     def changed(self) -> set[int]:
         """Ids of the stand-ins in whose place an object now holds something else."""
@@ -159,6 +163,9 @@ class Arguments:
             self._clean()
         self._originals, self._copies, self._given = {}, [], []
         return result
+
+    def _replaced(self, value: Any) -> Any:
+        return self._swap(value, True) if isinstance(value, torch.Tensor) else self._exchange(value)
 
     def _undo(self) -> Exchange:
         return Exchange(self._restored, copies=False, known=self._originals)
@@ -192,6 +199,9 @@ class Arguments:
     def _swap(self, tensor: torch.Tensor, plain: bool) -> torch.Tensor:
         if plain and self.device is None:
             self.device = tensor.device
+        if id(tensor) in self._weights:
+            self.weights.append(id(tensor))
+            return self._weights[id(tensor)]
         if id(tensor) not in self._made:
             self._made[id(tensor)] = made = self._make(tensor)
             self._own.append(made)
@@ -226,7 +236,3 @@ def fake_stand_in(fakes: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, nn.Parameter):
             return made
         return nn.Parameter(made.detach(), requires_grad=tensor.requires_grad)
-
-
-def _same_form(made: torch.Tensor, tensor: torch.Tensor) -> bool:
-    return made.requires_grad == tensor.requires_grad and made.dtype == tensor.dtype and made.shape == tensor.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from autosplit.errors import PlanError
 if TYPE_CHECKING:
     from autosplit.placement import Plan
 
+_LARGE_BYTES = 4 * 2**20  # may take a second to read
+
 PLAN_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 
@@ -22,7 +26,11 @@ def read_plan(file: str) -> Plan:
     """The plan in a file; "-" is stdin."""
     from autosplit.placement import MAX_PLAN_BYTES, Plan
 
-    return Plan.from_json(sys.stdin.buffer.read(MAX_PLAN_BYTES + 1)) if file == "-" else Plan.load(file)
+    if file == "-":
+        return Plan.from_json(sys.stdin.buffer.read(MAX_PLAN_BYTES + 1))
+    is_large = os.path.getsize(file) > _LARGE_BYTES
+    with output.progress(f"reading {file}") if is_large else contextlib.nullcontext():
+        return Plan.load(file)
 
 
 @click.command()

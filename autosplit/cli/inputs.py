@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ TYPES = {
 _LARGEST = 2**48  # elements: far above any tensor, far below what overflows a count of bytes
 _HINT = "--input"
 _DEFAULT_LENGTH = 128  # tokens of the sequence that is planned for when none is given
+_FORM = re.compile(r"(\w+)\[(\d{1,18}(?:, \d{1,18})*)?\]", re.ASCII)
 _SIZES = re.compile(r"\d{1,18}(\.\.\d{1,18})?(x\d{1,18}(\.\.\d{1,18})?)*", re.ASCII)
 
 
@@ -67,7 +69,7 @@ def parse_inputs(words: Sequence[str]) -> dict[str, InputSpec]:
         click.BadParameter: a word is not NAME=TYPE:SIZES, or a name is given twice.
 
     >>> parse_inputs(["ids=i64:4x2048", "t=f32:"])["ids"]
-    InputSpec(dtype='int64', sizes=(4, 2048))
+    InputSpec(dtype='int64', sizes=(4, 2048), ranges='')
     """
     specs: dict[str, InputSpec] = {}
     for word in words:
@@ -78,6 +80,19 @@ def parse_inputs(words: Sequence[str]) -> dict[str, InputSpec]:
             raise _refused(word, f"{name} is given twice; give each argument once")
         specs[name] = _parse(word, spec)
     return specs
+
+
+def form_of(text: str) -> InputSpec | None:
+    """The form of an input as a plan file has it; None where it is none: a file may say anything.
+
+    >>> form_of("int64[4, 2048]"), form_of("hub[1]")
+    (InputSpec(dtype='int64', sizes=(4, 2048), ranges=''), None)
+    """
+    found = _FORM.fullmatch(text)
+    if found is None or found[1] not in TYPES.values():
+        return None
+    sizes = tuple(int(size) for size in (found[2] or "").split(", ") if size)
+    return InputSpec(found[1], sizes) if math.prod(sizes) <= _LARGEST else None
 
 
 def example_inputs(loaded: Loaded, specs: Mapping[str, InputSpec]) -> Inputs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autosplit.cli import output
-from autosplit.cli.inputs import InputSpec, example_inputs
+from autosplit.cli.inputs import InputSpec, example_inputs, form_of
 from autosplit.errors import AutosplitError, PlanError
 
 if TYPE_CHECKING:
@@ -81,16 +81,14 @@ def check_plan(plan: Plan, model: str, specs: Mapping[str, InputSpec], *, allow_
 
 
 def _inputs(plan: Plan, loaded: Loaded, specs: Mapping[str, InputSpec]) -> Inputs | None:
-    """As given; else of the form that the plan was made for, where forward takes them by name."""
-    if not specs and loaded.args is None and loaded.kwargs is None:
-        forms = {name: form.rstrip("]").partition("[") for name, form in plan.inputs.items()}
-        specs = {
-            name: InputSpec(dtype, tuple(int(size) for size in sizes.split(", ") if size))
-            for name, (dtype, _, sizes) in forms.items()
-        }
-    try:
+    """As given, or as they came with the model; else as the plan was made for, where forward takes them by name."""
+    if specs or loaded.args is not None or loaded.kwargs is not None:
         return example_inputs(loaded, specs)
-    except click.UsageError:
-        if specs and not plan.inputs.keys() >= specs.keys():
-            raise
+    planned = {name: form_of(form) for name, form in plan.inputs.items()}
+    known = {name: spec for name, spec in planned.items() if spec is not None}
+    if not known or len(known) < len(planned):
+        return None
+    try:
+        return example_inputs(loaded, known)
+    except click.UsageError:  # forward has them by other names, or within other objects
         return None

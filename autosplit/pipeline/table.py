@@ -19,7 +19,7 @@ _POINTWISE = """_to_copy copy fill zero masked_fill dropout native_dropout berno
     softplus hardswish mish rand_like randn_like randint_like max min _conj_physical"""
 
 _ALONG_DIM = """_softmax _safe_softmax _log_softmax softmax log_softmax cumsum cumprod cummax cummin logcumsumexp sort
-    topk glu linalg_cross flip renorm _fft_r2c _fft_c2c _fft_c2r"""
+    topk glu linalg_cross flip _fft_r2c _fft_c2c _fft_c2r"""
 
 _LAST = {
     1: """avg_pool1d adaptive_avg_pool1d reflection_pad1d replication_pad1d upsample_nearest1d upsample_linear1d
@@ -39,7 +39,8 @@ _FACTORIES = """zeros ones full empty empty_strided new_zeros new_ones new_full 
 
 _LOSSES = "mse_loss smooth_l1_loss huber_loss binary_cross_entropy soft_margin_loss"
 
-_REDUCTIONS = """amax amin max min argmax argmin prod var std var_mean std_mean any all logsumexp linalg_vector_norm norm
+_REDUCTIONS = """amax amin max min argmax argmin prod var std var_mean std_mean any all logsumexp linalg_vector_norm
+        norm
     median nanmedian mode kthvalue aminmax"""
 
 
@@ -165,7 +166,7 @@ _BY_OVERLOAD: dict[Any, Rule] = {
 _SIZES = """view _unsafe_view reshape _reshape_alias expand repeat slice split split_with_sizes unsafe_split arange
     unsafe_split_with_sizes native_group_norm"""
 _SIZED = frozenset([*_SIZES.split(), *_FACTORIES.split()])
-"""Operators that may be told the number of samples: what they make of it is in the shape, or looked at by their rule."""
+"""Operators that may be told the number of samples: what they make of it is in the shape, or their rule looks at it."""
 
 _NOT_BY_TAG = ("equal", "allclose", "is_same_size")
 

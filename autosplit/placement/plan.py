@@ -27,7 +27,7 @@ PLAN_FORMAT = 4
 MAX_PLAN_BYTES = 64 * 2**20
 
 _MOST_WORDS = 400  # characters of what a parser says of a file
-_EDITED = "edited"  # where a plan remembers that its file was edited: never in the file, nor in a comparison
+_EDITED = "edited"  # where a plan remembers that its file was edited, beside its fields; and its checksum then
 _CHECKSUM = b',"checksum":"%s"}'
 
 
@@ -142,7 +142,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def is_edited(self) -> bool:
-        """Whether it comes from a file that is not as it was written: its figures may not be of its placement."""
+        """Whether it comes from a file that is not as it was written: its figures may not be of its placement.
+
+        What is changed in Python, as by ``msgspec.structs.replace``, is not told.
+        """
         return bool(self.__dict__.get(_EDITED))
 
     @property
@@ -185,7 +188,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             content = msgspec.json.encode(self)
         except UnicodeEncodeError as error:
             raise PlanError(f"a name in the plan is not text: {error}") from error
-        return msgspec.json.format(content[:-1] + _CHECKSUM % _sha256(content).encode(), indent=1)
+        checksum = _EDITED if self.is_edited else _sha256(content)  # an edit is not forgotten by writing it again
+        return msgspec.json.format(content[:-1] + _CHECKSUM % checksum.encode(), indent=1)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Plan:
@@ -198,7 +202,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         try:
             data = data.encode() if isinstance(data, str) else data
             if len(data) > MAX_PLAN_BYTES:
-                raise PlanError(f"plan of {format_bytes(len(data))}: the limit is {format_bytes(MAX_PLAN_BYTES)}")
+                raise PlanError(f"not a plan: it has more than {format_bytes(MAX_PLAN_BYTES)}, the most that is read")
             found = msgspec.json.decode(data, type=_Format).format
             _check_format(PLAN_FORMAT if found is None else found)
             stored = msgspec.json.decode(data, type=StoredPlan)

@@ -43,9 +43,7 @@ def main() -> int:
         for words in (["--help"], ["show", file], ["diff", file, file], ["check", file], ["schema", "plan"]):
             took, torch = seconds(words)
             wrong += took > LIMIT_S or torch
-            print(
-                f"autosplit {words[0]:<8} {took:.2f} s of CPU time  limit {LIMIT_S} s  torch {'imported' if torch else 'no'}"
-            )
+            print(f"autosplit {words[0]:<8} {took:.2f} s of CPU time, limit {LIMIT_S} s, torch imported: {torch}")
     return int(wrong > 0)
 
 

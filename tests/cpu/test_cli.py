@@ -219,6 +219,29 @@ def test_objective_and_strategy(capsys):
     assert planned(capsys, devices="2x1GiB", more=["--strategy", "single"]).strategy == "single"
 
 
+def test_a_pipeline_by_its_options(capsys):
+    more = ["--strategy", "pipeline", "--microbatches", "2", "--schedule", "gpipe"]
+    plan = planned(capsys, devices="2x1GiB", more=more)
+    assert plan.strategy == "pipeline"
+    assert (plan.pipeline.microbatches, plan.pipeline.schedule, len(plan.pipeline.stages)) == (2, "gpipe", 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--strategy", "split", "--microbatches", "2"], "--strategy split has no pipeline"),
+        (["--strategy", "single", "--schedule", "1f1b"], "--strategy single has no pipeline"),
+        (["--microbatches", "0"], "expected a number of micro-batches, 1 or more, or auto"),
+        (["--strategy", "pipeline", "--microbatches", "999"], "999 micro-batches were asked for"),
+        (["--strategy", "hybrid"], "need four"),
+    ],
+)
+def test_pipelines_that_are_refused(capsys, more, says):
+    code, error = refused(capsys, devices="2x1GiB", more=more)
+    assert (code, error["kind"]) == (2, "usage")
+    assert says in error["message"]
+
+
 def test_inputs_by_any_name_and_devices_from_a_file(capsys, folder):
     (folder / "two.toml").write_text(
         'devices = [{name = "a", kind = "x", memory_bytes = 1000000000}, {name = "b", kind = "x", memory_bytes = 9}]'
@@ -377,6 +400,15 @@ def test_check_of_a_stale_plan(capsys, plan_file):
     code, found = checked(capsys, plan_file, "my_models:Tanh")
     assert (code, found["error"]["kind"]) == (5, "plan")
     assert "stale plan: node 1 is '/tanh' now, '/relu' was planned" in found["error"]["message"]
+
+
+@pytest.mark.parametrize("form", ["hub[1]", "int64[1", "__builtins__[8]"])
+def test_check_of_a_plan_with_inputs_that_are_none(capsys, plan_file, folder, form):
+    path = folder / plan_file
+    path.write_text(path.read_text().replace('"float32[64, 256]"', json.dumps(form)))
+    code, found = checked(capsys, plan_file, "my_models:Net")
+    assert (code, found["error"]["kind"]) == (5, "plan")
+    assert "not as it was written" in found["error"]["message"]
 
 
 def test_check_of_an_edited_plan(capsys, plan_file, folder):

@@ -274,8 +274,10 @@ def test_a_misspelled_choice_is_refused(cluster, options) -> None:
 def test_the_commonest_slips_are_named(cluster) -> None:
     with pytest.raises(autosplit.PlanError, match="args is a Tensor: pass a tuple"):
         autosplit.plan(Net(), cluster.devices, IDS)
-    with pytest.raises(autosplit.PlanError, match="plan is a str"):
+    with pytest.raises(autosplit.PlanError, match=r"plan file 'plan\.json': No such file"):
         autosplit.apply(Net(), "plan.json")
+    with pytest.raises(autosplit.PlanError, match="plan is a dict"):
+        autosplit.apply(Net(), {"placement": {}})
 
 
 def test_a_cluster_of_virtual_devices_is_taken_as_it_is(cluster) -> None:

@@ -255,6 +255,21 @@ def test_an_edited_pipeline_is_refused(file, devices):
         autosplit.partition(Net(), devices, (X,), plan=file)
 
 
+def test_a_pipeline_is_applied_from_its_file(tmp_path, devices):
+    path = tmp_path / "plan.json"
+    made = autosplit.plan(Net(), devices, (X,), mode="infer", strategy="pipeline", microbatches=2)
+    made.save(path)
+    assert made.pipeline is not None
+    split = autosplit.partition(Net(), devices, (X,), plan=path)
+    assert split.plan == made
+    assert torch.allclose(split(X), Net()(X))
+    other = autosplit.partition(Net(), devices, (X.repeat(2, 1),), plan=path).plan
+    assert other.placement == made.placement
+    assert other.assumptions[0].startswith("memory: not predicted again: a pipeline")
+    with pytest.raises(PlanError, match="stale plan: node 1 is '/tanh' now"):
+        autosplit.partition(Other(), devices, (X,), plan=path)
+
+
 def test_a_copy_in_memory_is_held_to_its_inputs_too(file, devices):
     plan = Plan.load(file)
     torn = msgspec.structs.replace(plan, placement={**plan.placement, "b/linear": "sim:1"})

@@ -129,6 +129,15 @@ def test_devices_that_work_one_at_a_time_are_no_pipeline():
     assert "work one at a time" in options(plan)["pipeline"].words
 
 
+def test_devices_that_work_one_at_a_time_are_split_without_replicas():
+    with sim.cluster("4x8MiB") as virtual:
+        plan = planned(256, 8, 32, virtual.devices)
+    found = options(plan)
+    assert (plan.strategy, plan.replicas) == ("split", 1)
+    assert found["hybrid"].words == "not weighed: the devices work one at a time"
+    assert found["single"].step_ns is None
+
+
 def test_one_device_has_nothing_to_weigh():
     plan = planned(64, 4, 32, "1x1GiB")
     assert (plan.strategy, plan.options) == ("single", ())
@@ -138,7 +147,7 @@ def test_one_device_has_nothing_to_weigh():
 
 
 def test_what_does_not_fit_is_split_into_a_pipeline():
-    plan = planned(16384, 20, 1024, "4xA100-40GB")
+    plan = planned(16384, 20, 1024, "4xA100-40GB", microbatches=8)
     found = options(plan)
     assert plan.strategy == "pipeline"
     assert plan.reason.startswith("does not fit one device: 4 stages x ")

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import autosplit
 from autosplit import __version__
 from autosplit.cli import main
-from autosplit.cli.inputs import InputSpec, parse_inputs
+from autosplit.cli.inputs import InputSpec, form_of, parse_inputs
 from autosplit.device import parse_cluster
 from autosplit.placement import DevicePrediction, Plan, Prediction, Transfer
 from autosplit.report import DOCUMENTS
@@ -325,6 +326,13 @@ def test_an_edited_file_does_not_pass_alone(stored, capsys):
     assert main(["show", stored]) == 0  # it is told, not trusted
 
 
+def test_an_edit_is_not_forgotten_by_writing_it_again(stored, tmp_path):
+    path = Path(stored)
+    path.write_text(path.read_text().replace('"step_ns": 10', '"step_ns": 9'))
+    Plan.load(path).save(tmp_path / "again.json")
+    assert Plan.load(tmp_path / "again.json").is_edited
+
+
 def test_reformatting_a_file_is_no_edit(stored):
     path = Path(stored)
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
@@ -409,3 +417,22 @@ def test_no_colour_when_asked(stored):
         check=True,
     )
     assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int64", "hub[1]", "__import__[1]", "int64[x]", f"int64[{'9' * 5000}]", "int64[1,2]"]
+)
+def test_forms_in_a_file_that_are_none(text):
+    assert form_of(text) is None
+
+
+def test_forms_in_a_file():
+    assert form_of("int64[]") == InputSpec("int64", ())
+    assert form_of("float8_e4m3fn[1]") is None  # no --input says it either
+    assert form_of("bool[0, 3]") == InputSpec("bool", (0, 3))
+
+
+def test_the_package_shows_its_public_names_alone():
+    names = dir(autosplit)
+    assert {"partition", "plan", "Plan", "from_device_map", "__version__"} <= set(names)
+    assert [name for name in names if name.startswith("_")] == ["__version__"]

@@ -6,11 +6,12 @@ from msgspec import structs
 import autosplit
 from autosplit.device import parse_cluster
 from autosplit.errors import PlanError
-from autosplit.placement import Option, Pipeline, Plan, Prediction
+from autosplit.placement import DevicePrediction, Option, Pipeline, Plan, Prediction
 from autosplit.placement.options import STRATEGIES, figures, idle
 from autosplit.placement.plan import Strategy
 
 GIB = 2**30
+USED = DevicePrediction(peak_bytes=1, reserved_bytes=1, weight_bytes=1, busy_ns=1)
 MS = 10**6
 
 PIPELINE = Option(
@@ -37,7 +38,7 @@ def made(*options: Option, **changes) -> Plan:
         objective="throughput",
         value=1,
         bound=1,
-        prediction=Prediction(devices={}, step_ns=20 * MS, transfer_ns=0),
+        prediction=Prediction(devices={"gpu:0": USED, "gpu:1": USED}, step_ns=20 * MS, transfer_ns=0),
         reason="it is faster",
         pipeline=Pipeline(microbatches=8, schedule="gpipe", stages=(("a",), ("b",))),
         options=options,

@@ -99,7 +99,7 @@ function renderBlock(params, api) {
     style: { fill: shade("paper"), stroke: colour(block.device), lineWidth: inside(block).length ? 2 : 1 } };
   const strip = { type: "rect", shape: { x: from[0], y: from[1] - height / 2, width: Math.min(5, width), height, r: [4, 0, 0, 4] }, style: { fill: colour(block.device) }, silent: true };
   if (width < 26) return { type: "group", children: [box, { ...strip, shape: { ...strip.shape, width, r: 4 }, style: { fill: colour(block.device), opacity: 0.75 } }] };
-  const text = { text: width < 0.85 * wish(block.label) ? block.label.replace(/^\D+(?=\d)/, "") : block.label, x: from[0] + 9, y: from[1], width: width - 10, height: height - 4, overflow: height > 26 ? "break" : "truncate",
+  const text = { text: width < wish(block.label) - 14 ? block.label.replace(/^\D+(?=\d)/, "") : block.label, x: from[0] + 9, y: from[1], width: width - 10, height: height - 4, overflow: height > 26 ? "break" : "truncate",
     lineOverflow: "truncate", ellipsis: "…", lineHeight: 12, fill: shade("ink"), align: "left", verticalAlign: "middle", font: FONT() };
   return { type: "group", children: [box, strip, { type: "text", style: text, silent: true }] };
 }

@@ -34,7 +34,7 @@ function drawTimeline() {
   const axis = byteAxis(most);
   const start = Math.min(...used.map((device) => device.positions[0]), ...used[0].phases.map(([, at]) => at));
   const end = Math.max(...used.map((device) => device.positions[device.positions.length - 1])) - start;
-  const phases = used[0].phases.map(([name, at]) => ({ xAxis: at - start, label: { formatter: name } }));
+  const phases = used[0].phases.map(([name, at], i) => ({ xAxis: at - start, label: { formatter: name, distance: i % 2 ? 16 : 4 } }));
   const series = used.map((device, i) => ({
     name: lane(device.place), type: "line", step: "end", symbol: "none", sampling: "minmax",
     lineStyle: { width: 2, type: DASHES[device.place % DASHES.length], color: colour(device.place) },
@@ -49,9 +49,9 @@ function drawTimeline() {
   return {
     tooltip: { ...tooltip(), trigger: "axis", valueFormatter: (value) => sayBytes(value * axis.scale) },
     legend: { top: 0, left: 0, textStyle: { color: shade("soft") }, itemWidth: 34, type: "scroll" },
-    grid: { left: 4, right: 24, top: 52, bottom: 26, containLabel: true },
+    grid: { left: 4, right: 24, top: 60, bottom: 26, containLabel: true },
     xAxis: { type: "value", min: 0, max: end, name: "operators run", nameLocation: "middle", nameGap: 26, ...axisStyle(), axisLabel: { color: shade("soft"), showMaxLabel: false } },
-    yAxis: { type: "value", interval: axis.interval, ...axisStyle(), axisLabel: { color: shade("soft"), formatter: axis.label } },
+    yAxis: { type: "value", interval: axis.interval, max: Math.ceil(most / axis.scale / axis.interval) * axis.interval, ...axisStyle(), axisLabel: { color: shade("soft"), formatter: axis.label } },
     series,
   };
 }
