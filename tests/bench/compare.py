@@ -1,4 +1,4 @@
-"""What Accelerate's device maps and torch.distributed.pipelining do with cases of docs/compare.md, and what autosplit does.
+"""Cases of docs/compare.md: what Accelerate's device maps, torch.distributed.pipelining and autosplit do with them.
 
     python tests/bench/compare.py
 

@@ -19,9 +19,11 @@ from autosplit.cli import failures, main
 from autosplit.errors import AutosplitError
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(path for path in DOCS.glob("*.md"))
+PAGES = sorted(DOCS.glob("*.md"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+PROGRESS = re.compile(r"^(loading torch|planning|building .*|looking for ways out) \.\.\.\n", re.MULTILINE)
 
 
 def blocks(page, language):
