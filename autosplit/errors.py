@@ -8,6 +8,7 @@
     +-- GraphError       a cost graph is not a well-formed DAG                (exit 1)
     +-- PlanError        a plan does not belong to this model, or is invalid  (exit 5)
     +-- VerifyError      the split model computed something else              (exit 1)
+    +-- LossError        the loss is nan or infinite, and was watched         (exit 1)
     +-- DeviceError      a device is unknown, repeated or not usable          (exit 2)
         +-- DeviceFaultError  a device or a link is there, but does not work  (exit 6)
 
@@ -143,6 +144,10 @@ class PlanError(AutosplitError):
 
 class VerifyError(AutosplitError):
     """The split model's outputs, gradients or buffers differ from the unsplit model's."""
+
+
+class LossError(AutosplitError):
+    """The loss is not finite; raised only where that was asked for."""
 
 
 class DeviceError(AutosplitError):

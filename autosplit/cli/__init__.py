@@ -17,6 +17,7 @@ from autosplit.choices import Mode, OptimizerName, Rung
 from autosplit.cli import output
 from autosplit.cli.failures import BUG, report
 from autosplit.cli.files import PLAN_FILE, check, diff, read_plan
+from autosplit.cli.launch import run
 from autosplit.cli.options import allow_code_option, debug_option, input_option, json_option
 from autosplit.cli.pictures import draw, pictures
 from autosplit.cli.shell import completion, schema
@@ -265,7 +266,7 @@ def demo(*, as_json: bool) -> int:
     return code
 
 
-for command in (diff, check, completion, schema):
+for command in (run, diff, check, completion, schema):
     autosplit.add_command(command)
 
 

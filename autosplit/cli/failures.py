@@ -16,6 +16,7 @@ from autosplit.errors import (
     DeviceError,
     DeviceFaultError,
     GraphError,
+    LossError,
     PlanError,
     VerifyError,
 )
@@ -26,6 +27,7 @@ _KINDS: dict[type[BaseException], str] = {
     PlanError: "plan",
     GraphError: "graph",
     VerifyError: "verify",
+    LossError: "loss",
     DeviceFaultError: "device-fault",
     DeviceError: "device",
     click.ClickException: "usage",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from autosplit.emit import Port
+from autosplit.faults import check_loss, passing
 from autosplit.pipeline.batches import Values, count_of
 from autosplit.pipeline.copies import Copy, send
 from autosplit.pipeline.local import Stages
@@ -61,7 +62,12 @@ class Descent:
     def run(self, schedule: ScheduleName) -> None:
         """All passes, in the order of ``schedule``."""
         for one in in_turn(orders(schedule, self.stages.count, len(self.batches), trains=True)):
-            (self._forward if one.kind == "F" else self._backward)(one)
+            if one.kind == "F":
+                with passing(one.stage, one.microbatch, "forward", self.stages.runs_on(one.stage)):
+                    self._forward(one)
+            else:
+                with passing(one.stage, one.microbatch, "backward", self.stages.runs_on(one.stage)):
+                    self._backward(one)
 
     @property
     def scale(self) -> torch.Tensor | float:
@@ -93,6 +99,8 @@ class Descent:
             outputs = graph.graph_module.forward(*inputs)
         self._taken[key] = taken
         given = {port.name: value for port, value in zip(graph.gives, outputs, strict=True)}
+        if self.loss in given:
+            check_loss(given[self.loss])
         self._given[key] = {name: value for name, value in given.items() if _carries(value)}
         for port in graph.gives:
             self._keep(port, given[port.name], one.microbatch)

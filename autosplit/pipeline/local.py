@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from autosplit.emit import Port, StageGraph
+from autosplit.faults import passing
 from autosplit.pipeline.batches import Values
 from autosplit.pipeline.copies import send
 from autosplit.schedule import in_turn, orders
@@ -49,9 +50,14 @@ class Stages:
                 takers = self.takers.setdefault(port.name, [])
                 if port.device not in takers:
                     takers.append(port.device)
+        self._runs_on = [", ".join(dict.fromkeys(port.device for port in graph.gives)) for graph in lines[0]]
         self.done_with: list[list[str]] = [[] for _ in lines[0]]
         for name, stage in last.items():
             self.done_with[stage].append(name)
+
+    def runs_on(self, stage: int) -> str:
+        """The devices of a stage, in words."""
+        return self._runs_on[stage]
 
     def forward(self, shared: Mapping[str, Any], batches: Sequence[Values]) -> list[Values]:
         """The forward passes of all micro-batches.
@@ -65,7 +71,8 @@ class Stages:
         """
         flight = _Flight(self, shared, batches)
         for one in in_turn(orders("gpipe", self.count, len(batches), trains=False)):
-            flight.run(one.stage, one.microbatch)
+            with passing(one.stage, one.microbatch, "forward", self.runs_on(one.stage)):
+                flight.run(one.stage, one.microbatch)
         return [{name: values[name] for name in self.wanted if name in values} for values in flight.values]
 
 

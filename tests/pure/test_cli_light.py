@@ -60,7 +60,9 @@ def torchless(*words, data=b""):
     return done
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["plan", "--help"], ["show", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["plan", "--help"], ["show", "--help"], ["demo", "--help"], ["run", "--help"]]
+)
 def test_help_does_not_import_torch(words):
     done = torchless(*words)
     assert done.returncode == 0, done.stderr

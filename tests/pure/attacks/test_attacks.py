@@ -108,7 +108,7 @@ def test_a_file_above_the_limit_is_not_read_whole(tmp_path):
 
 
 def test_many_nodes_on_many_devices_take_no_square(tmp_path):
-    """64 devices and 200,000 nodes: checking each node against a list of devices would take minutes."""
+    """4,096 devices and 200,000 nodes: checking each node against a list of devices would take minutes."""
     names = [f"d:{i}" for i in range(4096)]
     plan = json.loads((HERE / "told" / "code.json").read_bytes())
     device, used = plan["cluster"]["devices"][1], plan["prediction"]["devices"]["gpu:1"]
