@@ -6,7 +6,6 @@ sphinx-build -W -b html docs build/docs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import click
 from docutils import nodes
@@ -28,6 +27,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature's types are long, and Args says them
 python_maximum_signature_line_length = 88
 exclude_patterns = ["llama-70b"]
+WIDTH = 88  # what a block of the theme shows whole
 
 
 class CommandHelp(SphinxDirective):
@@ -39,16 +39,18 @@ class CommandHelp(SphinxDirective):
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
-def helps(command: click.Command, path: str = "autosplit", parent: Any = None) -> Iterator[tuple[str, str]]:
+def helps(
+    command: click.Command, path: str = "autosplit", parent: click.Context | None = None
+) -> Iterator[tuple[str, str]]:
     """The words that call a command, and its help; a group before its commands."""
-    context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=96)
-    context.terminal_width = 96
+    name = path.rpartition(" ")[2]
+    context = click.Context(
+        command, parent, name, terminal_width=WIDTH, max_content_width=WIDTH, **command.context_settings
+    )
     yield path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
-            found = command.get_command(context, name)
-            if found is not None:
-                yield from helps(found, f"{path} {name}", context)
+            yield from helps(command.commands[name], f"{path} {name}", context)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -16,6 +16,7 @@ import pytest
 
 import autosplit
 from autosplit.cli import failures, main
+from autosplit.device import read_cluster
 from autosplit.errors import AutosplitError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -82,6 +83,13 @@ def test_commands_print_what_the_page_shows(page):
         if not doctest.OutputChecker().check_output(shown, said, FLAGS):
             pytest.fail(f"{command}\nthe page shows:\n{shown}\nprinted:\n{said}")
     assert code == 0
+
+
+@with_blocks("toml")
+def test_cluster_files_are_read(page):
+    for block in blocks(page, "toml"):
+        Path("cluster.toml").write_text(block)
+        assert read_cluster("cluster.toml").devices
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
