@@ -14,6 +14,7 @@ from autosplit.files import clean
 __all__ = ["Labels", "Path", "clean", "layer_words", "path_of", "tensor_words"]
 
 _MOST_PARTS = 8  # of a model, named for one device
+_MOST_OF_A_CUT = 2  # parts of a numbered module that are named for one device; more are "part of" it
 _DEEPEST_PATH = 32  # components of a module path that are told apart
 
 Path = tuple[str, ...]
@@ -50,12 +51,15 @@ class _Branch:
 class _Part:
     """Something a device runs: a whole module; with ``own`` only that many operators of its own forward.
 
+    With ``is_cut`` some of its modules and operators.
+
     A numbered module has ``place``, its position among its numbered siblings, and is named by its parent's path.
     """
 
     path: Path
     own: int = 0
     place: int | None = None
+    is_cut: bool = False
 
     @property
     def naming(self) -> Path:
@@ -115,10 +119,14 @@ def _collect(branch: _Branch, path: Path, place: int | None, parts: dict[str, li
     if len(branch.devices) == 1 and not is_list:
         parts[next(iter(branch.devices))].append(_Part(path, place=place))
         return
+    found: dict[str, list[_Part]] = {device: [] for device in branch.devices}
     for name, child in branch.children.items():
-        _collect(child, (*path, name), numbered.get(name), parts)
+        _collect(child, (*path, name), numbered.get(name), found)
     for device, count in branch.own.items():
-        parts[device].append(_Part(path, own=count))
+        found[device].append(_Part(path, own=count))
+    for device, mine in found.items():
+        is_cut = place is not None and len(_runs(mine)) > _MOST_OF_A_CUT
+        parts[device] += [_Part(path, is_cut=True)] if is_cut else mine
 
 
 def _join(parts: Sequence[_Part], labels: Labels) -> str:
@@ -141,6 +149,8 @@ def _join(parts: Sequence[_Part], labels: Labels) -> str:
 
 
 def _one(part: _Part, label: str) -> str:
+    if part.is_cut:
+        return f"part of {label}"
     if part.own:
         return f"{part.own} op{'s' if part.own > 1 else ''} of {label or 'forward'}"
     return label or "the whole model"

@@ -247,6 +247,10 @@ def test_misfit_in_words_and_as_a_document():
             {f"s{i}/x": "p" if i % 2 else "q" for i in range(20)},
             {"p": "s1, s3, s5, s7, s9, s11, s13, 3 more", "q": "s0, s2, s4, s6, s8, s10, s12, 3 more"},
         ),
+        (
+            {f"h.1.{name}/x": "p" if name in "abc" else "q" for name in "abcdef"} | {"h.0/x": "p"},
+            {"p": "part of h.1, h 0", "q": "part of h.1"},
+        ),
         ({".".join("a" * 5000) + "/x": "p", "b/x": "q"}, {"p": "a", "q": "b"}),
         ({}, {}),
     ],
