@@ -61,14 +61,14 @@ def llama(sizes: dict[str, Any], dtype: torch.dtype) -> nn.Module:
         return LlamaForCausalLM(LlamaConfig(**sizes)).to(dtype).eval()
 
 
-def device_map(model: nn.Module, memory: dict[int, str]) -> dict[str, Any]:
-    """What ``device_map="balanced"`` of Accelerate decides."""
+def device_map(model: nn.Module, memory: dict[int, str], how: str = "balanced") -> dict[str, Any]:
+    """What ``device_map="balanced"`` or "sequential" of Accelerate decides."""
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
     classes = list(model._no_split_modules)
     model.tie_weights()
-    budget = get_balanced_memory(model, memory, no_split_module_classes=classes)
+    budget = get_balanced_memory(model, memory, no_split_module_classes=classes) if how == "balanced" else memory
     return infer_auto_device_map(model, budget, no_split_module_classes=classes)
 
 
@@ -84,12 +84,13 @@ def weight_bytes(model: nn.Module, found: dict[str, Any]) -> Counter[str]:
 
 
 def balanced(title: str, model: nn.Module, size: str) -> None:
-    """Weights by device: Accelerate's "balanced", and a split for least memory."""
-    held = weight_bytes(model, device_map(model, dict.fromkeys(range(8), size)))
+    """Weights by device: Accelerate's "balanced" and "sequential", and a split for least memory."""
+    memory = dict.fromkeys(range(8), size)
+    theirs = {how: dict(weight_bytes(model, device_map(model, memory, how))) for how in ("balanced", "sequential")}
     tokens = {"input_ids": torch.ones(1, 128, dtype=torch.int64), "use_cache": False}
     plan = autosplit.plan(model, f"8x{size}", kwargs=tokens, mode="infer", strategy="split", objective="memory")
     ours = {name: found.weight_bytes for name, found in plan.prediction.devices.items()}
-    for who, found in (("accelerate", dict(held)), ("autosplit", ours)):
+    for who, found in (*theirs.items(), ("autosplit", ours)):
         shown = ", ".join(f"{name}: {size / GIB:.2f}" for name, size in sorted(found.items()))
         print(f"{title}, GiB of weights, {who}: {shown}")
 
