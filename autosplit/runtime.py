@@ -25,11 +25,15 @@ _STATE = "_autosplit"
 
 
 class SplitState:
-    """What a split module carries: how to call it, its plan, and the graph it ran last."""
+    """What a split module carries: how to call it, its plan, and the graph it ran last.
 
-    def __init__(self, call: Call, plan: Plan | None = None) -> None:
+    ``is_partial``: its other weights are with other ranks.
+    """
+
+    def __init__(self, call: Call, plan: Plan | None = None, *, is_partial: bool = False) -> None:
         self.call = call
         self.plan = plan
+        self.is_partial = is_partial
         self.graph_module: fx.GraphModule | None = None
         self.stage_modules: tuple[fx.GraphModule, ...] = ()
 
@@ -116,12 +120,26 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     members = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
     members |= {"plan": property(_plan), "graph_module": property(_graph_module)}
     members["stage_modules"] = property(_stage_modules)
+    members |= {"named_parameters": _here(cls.named_parameters), "named_buffers": _here(cls.named_buffers)}
     members["__qualname__"] = cls.__qualname__
     members["__reduce_ex__"] = lambda self, protocol: _reduced(cls, self, protocol)
     own = getattr(cls, "device", None)
     if isinstance(own, property):
         members["device"] = property(lambda self: _device(self, own))
     return type(cls.__name__, (cls,), members)  # the name too: configs and loss functions are looked up by it
+
+
+def _here(written: Any) -> Any:
+    """Of the model's weights those of this rank: what a pipeline through ranks has elsewhere is on the meta device."""
+
+    @functools.wraps(written)
+    def named(self: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        state: SplitState = self.__dict__[_STATE]
+        for name, tensor in written(self, *args, **kwargs):
+            if not (state.is_partial and tensor.is_meta):
+                yield name, tensor
+
+    return named
 
 
 class _Copied:

@@ -65,7 +65,9 @@ def pipelined(
         PlanError: the stages cannot be cut, or the outputs cannot be merged.
     """
     _refuse_state(pieces.small[parts[0]])
-    lines = {part: _line(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}}
+    lines = {
+        part: line_of(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}
+    }
     return Call(lines, parts, pieces.samples, devices, pipeline.schedule)
 
 
@@ -87,7 +89,7 @@ def evaluate_pipeline(
     check_placement(problem.graph, placement.devices, problem.cluster)
     homes = problem.homes(placement.devices)
     call = pipelined(pieces, parts, pipeline, placement.devices, homes, fake_devices(problem.cluster))
-    names = _names(problem.program)
+    names = names_of(problem.program)
     io_device = fake_devices(problem.cluster)[problem.io_device]
 
     def forward(*values: Any) -> list[Any]:
@@ -109,17 +111,18 @@ def _refuse_state(program: Program) -> None:
     """What outlives a call would be of one micro-batch."""
     if any(source.kind == "state" for source in program.inputs.values()):
         raise PlanError("an object that is passed to it, such as a key-value cache, is written to in the call")
-    names = _names(program)
+    names = names_of(program)
     written = [names[i] for i in program.written_inputs if not names[i].startswith("weight/")]
     if written:
         raise PlanError(f"it writes to {written[0]!r}")
 
 
-def _names(program: Program) -> list[str]:
+def names_of(program: Program) -> list[str]:
+    """The program's names of its inputs, in order."""
     return [program.names[node] for node in program.inputs]
 
 
-def _line(
+def line_of(
     program: Program,
     pipeline: Pipeline,
     placement: Mapping[str, str],
@@ -127,6 +130,7 @@ def _line(
     devices: Mapping[str, torch.device],
     samples: Samples,
 ) -> Line:
+    """The stages of one program; a node that the plan does not name goes with what it is tied to, or reads."""
     assigned = assign(program, placement, homes, next(iter(devices))).devices
     stage_of, device_of = _staged(program, pipeline, assigned)
     counted = {merge.counted[0] for merge in samples.outputs if merge is not None and merge.counted is not None}
@@ -155,7 +159,7 @@ def _staged(
     return stage_of, device_of
 
 
-def _captured(model: nn.Module, example: Example, samples: int) -> Program:
+def captured_at(model: nn.Module, example: Example, samples: int) -> Program:
     """The call at another number of samples, as the model's flags are now."""
     at = example.at(samples)
     return Frontend(model, unsplit_class(model)).capture(at.args, at.kwargs, None)
@@ -215,7 +219,7 @@ class PipelineCaller(Caller):
             return
         try:
             assert example.samples is not None  # there are several parts
-            pieces = capture_pieces(partial(_captured, model, example), program, example.samples, parts, form.pieces)
+            pieces = capture_pieces(partial(captured_at, model, example), program, example.samples, parts, form.pieces)
             devices = torch_devices(plan.cluster)
             form.calls[*parts,] = pipelined(pieces, parts, plan.pipeline, plan.placement, plan.weights, devices)
             form.pieces = pieces
@@ -260,7 +264,8 @@ def capture_pieces(
     if known is not None:
         return Pieces(small, known.samples)
     one = next((part for part in parts if part > 1), 2)  # of one sample, a batch is not told from what has size 1
-    other = large if samples > one else capture(one + 1)
+    is_plain = all(source.kind != "size" for source in large.inputs.values())  # else it is for calls of any size
+    other = large if samples > one and is_plain else capture(max(samples, one + 1))
     followed = follow_samples(small[one] if one in small else capture(one), other)
     return Pieces(small, followed)
 
@@ -275,7 +280,7 @@ def _compiler(
 
     def compile_program(program: Program) -> Run:
         split_run = as_split(program)
-        names = _names(program)
+        names = names_of(program)
 
         def run(inputs: Sequence[Any], io_device: torch.device, homes_id: int) -> Sequence[Any]:
             form = forms.get(program)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from autosplit.api.across import is_across, partition_across
 from autosplit.api.batch import check_batch
 from autosplit.api.given import PlanLike, given_plan, refuse_absent, refuse_devices, with_inputs, without_inputs
 from autosplit.api.pipelining import PipelineCaller
@@ -198,11 +199,21 @@ def partition(
     Raises:
         AutosplitError: as plan and apply; the model is then as it was.
     """
-    cluster = resolve(devices)
-    torch_devices(cluster)
     model, args, kwargs = _as_module(model, args, kwargs)
     _check_model(model)
     known = None if plan is None else given_plan(plan)
+    if is_across(strategy, known):
+        if args is None and kwargs is None:
+            raise PlanError("under a process group a pipeline is planned before the first call: pass args or kwargs")
+
+        def ask(own: Cluster) -> Request:
+            return _Asked(
+                own, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
+            ).request(model)
+
+        return partition_across(model, devices, args or (), kwargs or {}, ask, known)
+    cluster = resolve(devices)
+    torch_devices(cluster)
     if known is not None:
         refuse_devices(known, cluster)
     asked = _Asked(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import torch
 from torch import fx
 
@@ -19,6 +20,7 @@ from autosplit.emit import assign, rewrite
 from autosplit.estimate import peak_bytes
 from autosplit.graph import CostGraph
 from autosplit.hardware import is_present, present_device, torch_devices
+from autosplit.pipeline.seats import rank_of
 from autosplit.placement import TimeSource
 from autosplit.profiler import NOISY, Profile, Progress, Store, device_name, profile, recall
 from autosplit.program import Program
@@ -53,7 +55,7 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
             others; False neither.
     """
     timed = Timed()
-    kinds = {device.kind: device for device in reversed(cluster.devices)}
+    kinds = {device.kind: _as_here(device) for device in reversed(cluster.devices)}
     store = Store()
     for kind, device in kinds.items():
         if not _is_here(device):
@@ -76,6 +78,12 @@ def find_times(program: Program, graph: CostGraph, cluster: Cluster, choice: Pro
     known = sum(name in times for times in timed.times.values() for name in graph.nodes)
     timed.source = "measured" if known == wanted else "calibrated" if known or timed.lent else "estimated"
     return timed
+
+
+def _as_here(device: Device) -> Device:
+    """A device of a rank by the name that it has there: the rank that plans has the first of them."""
+    known = rank_of(device.name)
+    return device if known is None else msgspec.structs.replace(device, name=known[1])
 
 
 def _is_here(device: Device) -> bool:

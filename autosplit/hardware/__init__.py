@@ -26,6 +26,7 @@ __all__ = [
     "DeviceLike",
     "DevicesLike",
     "absent",
+    "is_mesh",
     "is_present",
     "measure_links",
     "memory_of",
@@ -53,7 +54,7 @@ def resolve(devices: DevicesLike) -> Cluster:
     known = find_cluster(devices)
     if known is not None:
         return known
-    if _is_mesh(devices):
+    if is_mesh(devices):
         return _present(_names_of_mesh(devices))
     devices = getattr(devices, "devices", devices)  # an open cluster of virtual devices
     if isinstance(devices, str):
@@ -108,7 +109,7 @@ def _device(device: DeviceLike, memory_bytes: int | None = None) -> Device:
     return device if memory_bytes is None else with_memory(device, memory_bytes)
 
 
-def _is_mesh(devices: object) -> bool:
+def is_mesh(devices: object) -> bool:
     """Whether this is torch's DeviceMesh, without importing torch.distributed for it."""
     return hasattr(devices, "device_type") and isinstance(getattr(devices, "mesh", None), torch.Tensor)
 

@@ -13,6 +13,12 @@ local    forward passes of all stages in one process; autograd goes back
 descent  forward and backward passes in one process, in the order of 1F1B
 handed   gradients computed within the call, handed out by backward()
 call     one call: flat inputs to flat outputs
+relay    what crosses from each stage to the next
+stage    one stage as torch.distributed.pipelining takes it
+engine   a rank's stages under one of its schedules
+across   one call through the ranks of a process group
+seats    which rank has which place: pipelines of ranks, and replicas of them
+held     the weights that a rank holds; its state_dict
 """
 
 from autosplit.pipeline.samples import Merge, Samples, follow_samples

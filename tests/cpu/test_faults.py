@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[1] / "crashing.py"
 RANKS = 2
 LIMIT_S = 60  # between two attempts, and for one that ends the run
 POINTS = ["start:0", "forward:1", "backward:2", "optimizer:3", "checkpoint:4"]
-STRATEGIES = ["replicate"]
+STRATEGIES = ["replicate", "pipeline"]
 
 
 @dataclass
@@ -107,6 +107,13 @@ OOM = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
         ("replicate", "oom:0:1", (), [RAISED, OOM]),
         ("replicate", "nan:0:1", ("--check-loss",), [RAISED, "LossError: the loss is nan"]),
         ("replicate", "hang:0:1", ("--timeout", "5"), ["waited for another rank", "rank 1 was stopped", "misbehave"]),
+        ("pipeline", "oom:1:1", (), [RAISED, OOM, "in stage 1 of rank 1 on cpu, micro-batch 0, forward"]),
+        (
+            "pipeline",
+            "nan:1:0",
+            ("--check-loss",),
+            ["LossError", "in stage 1 of rank 1 on cpu, micro-batch 0, forward"],
+        ),
     ],
 )
 def test_a_fault_ends_the_run_and_names_the_rank(
@@ -127,3 +134,11 @@ def test_a_killed_rank_is_named_before_those_that_lost_it(tmp_path: Path) -> Non
     assert run.code == 128 + 9
     assert f"{SCRIPT}: rank 1 was killed by SIGKILL" in run.stderr
     assert "rank 0 raised an error: RuntimeError" in run.stderr[run.stderr.index("error[run]") :]
+
+
+def test_of_a_killed_rank_of_a_pipeline_the_pass_is_named(tmp_path: Path) -> None:
+    run = launch(tmp_path, "pipeline", "forward:1:1")
+    assert run.code == 128 + 9
+    summary = run.stderr[run.stderr.index("error[run]") :]
+    assert "rank 1 was killed by SIGKILL" in summary
+    assert "in stage 1 of rank 1 on cpu, micro-batch 0, forward" in summary

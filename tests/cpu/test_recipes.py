@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 AUTOSPLIT = ("-m", "autosplit", "run", "--devices", "2")
@@ -44,3 +46,36 @@ def test_replicas_go_on_from_the_last_complete_checkpoint(tmp_path: Path) -> Non
     assert all("DistributedDataParallel" in line for line in printed)
     (tmp_path / "step-000020" / ".metadata").unlink()  # as if the ranks had been killed before it was written
     assert run(AUTOSPLIT, *words) == [line for line in printed if "step 20" in line]
+
+
+def test_a_pipeline_trains_as_the_model_does() -> None:
+    printed = run(AUTOSPLIT, str(EXAMPLES / "pipeline_gpt2.py"))
+    losses = [float(line.partition("loss ")[2]) for line in printed if "loss" in line]
+    assert losses == pytest.approx(losses_of_one_process(), rel=1e-5)  # sums in another order
+    held = [int(line.split()[3]) for line in printed if "holds" in line]
+    assert len(held) == 2
+    assert all(0 < one < parameters() for one in held)
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "n_positions": 32, "n_embd": 64, "n_layer": 4, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**sizes, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)).train()
+
+
+def parameters() -> int:
+    return sum(parameter.numel() for parameter in gpt2().parameters())
+
+
+def losses_of_one_process() -> list[float]:
+    model = gpt2()
+    tokens = torch.randint(0, 512, (8, 32))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
