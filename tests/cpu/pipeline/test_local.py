@@ -70,7 +70,7 @@ def test_real_architectures_train_as_their_micro_batches_do(cluster, name, sched
     for module in (*model.modules(), *alone.modules()):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (alone, model)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (alone, model)]
     split = split_up(model, schedule=schedule, microbatches=2, **inputs)
     for _ in range(3):
         for optimizer in optimizers:
@@ -81,7 +81,8 @@ def test_real_architectures_train_as_their_micro_batches_do(cluster, name, sched
         have, want = gradients(split), gradients(alone)
         assert have.keys() == want.keys()
         for key, expected in want.items():
-            torch.testing.assert_close(have[key], expected, rtol=2e-5, atol=1e-7)
+            largest = float(expected.abs().max())  # a mean over targets is weighed by counts: rounded otherwise
+            torch.testing.assert_close(have[key], expected, rtol=0, atol=1e-5 * largest)
         for optimizer in optimizers:
             optimizer.step()
     assert len(split.stage_modules) == DEVICES
