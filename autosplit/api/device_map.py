@@ -44,7 +44,7 @@ def from_device_map(
         optimizer: as in ``plan``.
 
     Returns:
-        The plan, costed and checked as any other: ``to_device_map`` of it is this map, told as shortly as can be.
+        The plan, costed and checked as any other; its ``to_device_map`` is this map, told as shortly as can be.
 
     Raises:
         PlanError: an entry is "disk", or "cpu" beside accelerators (that is offloading, which autosplit does not do:

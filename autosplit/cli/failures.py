@@ -34,7 +34,9 @@ _KINDS: dict[type[BaseException], str] = {
     KeyboardInterrupt: "interrupted",
     click.Abort: "interrupted",  # what click makes of it
 }
-BUG, _DEVICE_FAULT, _INTERRUPTED = 1, 6, 130
+KINDS = (*_KINDS.values(), "bug")
+"""What an error can be, in one word: a heading of docs/errors.md each."""
+BUG, DEVICE_FAULT, INTERRUPTED = 1, 6, 130
 
 
 def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
@@ -53,6 +55,8 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     if isinstance(error, CapacityError) and error.model:
         _look_for_ways_out(error)
         show(WaysTable(error), err=True)
+    if kind not in ("usage", "interrupted"):  # click says what to write; the user knows
+        click.echo(f"more: docs/errors.md#{kind}", err=True)
     if as_json:
         click.echo(error_document(error, kind, _message(error), code))
     if kind == "bug" and not debug:
@@ -78,9 +82,9 @@ def _kind(error: BaseException) -> str:
 
 def _exit_code(error: BaseException) -> int:
     if _is_device_fault(error):
-        return _DEVICE_FAULT
+        return DEVICE_FAULT
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _INTERRUPTED
+        return INTERRUPTED
     if isinstance(error, click.ClickException | AutosplitError):
         return error.exit_code
     return BUG
