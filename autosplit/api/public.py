@@ -28,6 +28,7 @@ from autosplit.api.problem import (
     ScheduleChoice,
     StrategyChoice,
 )
+from autosplit.api.ranks import share_of
 from autosplit.api.running import Caller, install_parts
 from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
@@ -272,7 +273,8 @@ def _decide(
     request = asked.request(model)
     if not process_group_is_up() or asked.strategy not in ("auto", "replicate") or asked.placement is not None:
         return make_plan(model, frontend, args, kwargs, request)
-    mine = asked.cluster.devices[_local_rank() % len(asked.cluster.devices)]
+    devices = asked.cluster.devices
+    mine = share_of(asked.cluster).devices[0] if together else devices[_local_rank() % len(devices)]
     local = msgspec.structs.replace(asked.cluster, devices=(mine,))
     found: tuple[Plan, Captured] | None = None
     try:

@@ -49,6 +49,15 @@ def own_cluster(devices: DevicesLike) -> Cluster:
         devices = devices.device_type  # type: ignore[union-attr]  # a DeviceMesh has it
     cluster = resolve(devices)
     torch_devices(cluster)
+    return share_of(cluster)
+
+
+def share_of(cluster: Cluster) -> Cluster:
+    """What this rank has of devices that all ranks of this host were given; every rank calls it.
+
+    Raises:
+        DeviceError: as ``own_cluster``.
+    """
     mine = (socket.gethostname(), cluster.names)
     alike = [rank for rank, said in enumerate(gather(mine)) if said == mine]
     count, place = len(alike), alike.index(dist.get_rank())

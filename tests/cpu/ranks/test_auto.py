@@ -15,7 +15,7 @@ from ranks.harness import run_ranks
 class Wide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
+        self.layers = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(self.layers(x), y)
@@ -35,8 +35,8 @@ def losses(model: nn.Module, args: tuple[torch.Tensor, ...]) -> list[float]:
 
 def main(_: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    model, args = Wide(), (torch.randn(16, 256), torch.randn(16, 256))
-    memory = {"cpu": "7MiB"}  # for both; weights and gradients are 4 MiB, and each rank's part must be smaller
+    model, args = Wide(), (torch.randn(16, 512), torch.randn(16, 512))
+    memory = {"cpu": "28MiB"}  # for both; weights and gradients are 16 MiB, more than a rank has
     split = autosplit.partition(model, memory, args, optimizer="sgd", profile=False)
     return {
         "strategy": split.plan.strategy,
@@ -48,7 +48,7 @@ def main(_: int) -> dict[str, Any]:
 def test_what_fits_no_rank_is_shared_by_all(tmp_path: Path) -> None:
     said = run_ranks(main, 2, tmp_path / "ranks")
     torch.manual_seed(0)
-    model, args = Wide(), (torch.randn(16, 256), torch.randn(16, 256))
+    model, args = Wide(), (torch.randn(16, 512), torch.randn(16, 512))
     assert [rank["strategy"] for rank in said] == ["pipeline", "pipeline"]
     assert sorted(said[0]["names"] + said[1]["names"]) == sorted(name for name, _ in model.named_parameters())
     want = losses(model, args)
