@@ -168,8 +168,8 @@ class Largest:
             return f"batch: {self.batch}, the most that is looked for"
         short = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.refused.short_bytes.items())
         return (
-            f"batch: {self.batch} is the largest found that fits: {self.batch + 1} was planned too and is refused"
-            + (f" (short: {short})" if short else "")
+            f"batch: {self.batch} is the largest found that fits as a whole: {self.batch + 1} was planned too and is "
+            "refused" + (f" (short: {short})" if short else "")
         )
 
 
