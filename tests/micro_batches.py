@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from autosplit.capture import Frontend
-from autosplit.pipeline import Merge, Samples, follow_samples
 from autosplit.program import Program
+from autosplit.samples import Merge, Samples, follow_samples
 
 SMALL, LARGE = 2, 4
 

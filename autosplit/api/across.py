@@ -17,8 +17,8 @@ from autosplit.capture import Captured, Frontend, climb
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.hardware import DevicesLike, is_mesh
-from autosplit.pipeline.seats import decided_by_first, gather, joined, rank_name, rank_of, seats_of_mesh
 from autosplit.placement import Plan, check_plan
+from autosplit.ranks.seats import decided_by_first, gather, joined, rank_name, rank_of, seats_of_mesh
 from autosplit.replicate import process_group_is_up
 from autosplit.runtime import unsplit_class, weight_signature
 

@@ -17,11 +17,11 @@ from autosplit.estimate.judge import Judge
 from autosplit.estimate.pipeline import Timed, pipeline_step, stage_order
 from autosplit.estimate.spans import of_pipeline
 from autosplit.graph import CostGraph
-from autosplit.pipeline import Samples, follow_samples
 from autosplit.pipeline.batches import sizes
 from autosplit.placement import CostModel, Objective, Pipeline, Placement, Span
 from autosplit.predict import Workload
 from autosplit.program import Program, Spec
+from autosplit.samples import Samples, follow_samples
 from autosplit.solvers import solve
 
 Order = Literal["gpipe", "1f1b"]

@@ -23,11 +23,11 @@ from autosplit.errors import CaptureError, PlanError
 from autosplit.hardware import torch_devices
 from autosplit.pipeline.batches import sizes
 from autosplit.pipeline.call import Call, Line
-from autosplit.pipeline.samples import Samples, follow_samples
 from autosplit.placement import Pipeline, Placement, Plan, check_placement
 from autosplit.predict import fake_devices
 from autosplit.program import Program, closed_on_error
 from autosplit.runtime import note_stage_modules, unsplit_class
+from autosplit.samples import Samples, follow_samples
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from autosplit.errors import CapacityError, PlanError
 from autosplit.graph import Mode
 from autosplit.hardware import DevicesLike, resolve, torch_devices
 from autosplit.optimizers import OptimizerLike
-from autosplit.pipeline.seats import gather
 from autosplit.placement import Plan
+from autosplit.ranks.seats import gather
 from autosplit.replicate import process_group_is_up, replicate
 from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class
 from autosplit.verification import verify as compare

@@ -23,15 +23,15 @@ from autosplit.capture import Captured, Compile, Frontend, Run
 from autosplit.device import HOST, Cluster, with_memory
 from autosplit.errors import DeviceError, PlanError
 from autosplit.hardware import DevicesLike, is_mesh, resolve, torch_devices
-from autosplit.pipeline.across import Crew, RankCall
 from autosplit.pipeline.call import Line
-from autosplit.pipeline.engine import ranks_of_stages
-from autosplit.pipeline.held import absent, hold_only
-from autosplit.pipeline.samples import Samples
-from autosplit.pipeline.seats import Seat, gather, rank_of, seats_of_mesh, take_seats
 from autosplit.placement import Plan
 from autosplit.program import Program, closed_on_error
+from autosplit.ranks.across import Crew, RankCall
+from autosplit.ranks.engine import ranks_of_stages
+from autosplit.ranks.held import absent, hold_only
+from autosplit.ranks.seats import Seat, gather, rank_of, seats_of_mesh, take_seats
 from autosplit.runtime import SplitState, install, place_weights
+from autosplit.samples import Samples
 
 _WEIGHT = "weight/"
 

@@ -20,10 +20,10 @@ from autosplit.emit import assign, rewrite
 from autosplit.estimate import peak_bytes
 from autosplit.graph import CostGraph
 from autosplit.hardware import is_present, present_device, torch_devices
-from autosplit.pipeline.seats import rank_of
 from autosplit.placement import TimeSource
 from autosplit.profiler import NOISY, Profile, Progress, Store, device_name, profile, recall
 from autosplit.program import Program
+from autosplit.ranks.seats import rank_of
 
 ProfileChoice = bool | Literal["auto"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from autosplit.pipeline.samples import Merge
+from autosplit.samples import Merge
 
 Values = dict[str, Any]
 """Values by the program's name of their node."""

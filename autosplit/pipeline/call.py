@@ -14,8 +14,8 @@ from autosplit.pipeline.batches import Values, count_of, cut, merged, weights
 from autosplit.pipeline.descent import Descent
 from autosplit.pipeline.handed import hand_out
 from autosplit.pipeline.local import Stages
-from autosplit.pipeline.samples import Merge, Samples
 from autosplit.program import Program
+from autosplit.samples import Merge, Samples
 from autosplit.schedule import ScheduleName
 
 

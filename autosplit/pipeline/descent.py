@@ -16,8 +16,8 @@ from autosplit.faults import check_loss, passing
 from autosplit.pipeline.batches import Values, count_of
 from autosplit.pipeline.copies import Copy, send
 from autosplit.pipeline.local import Stages
-from autosplit.pipeline.samples import Merge
 from autosplit.program import goes_back
+from autosplit.samples import Merge
 from autosplit.schedule import Pass, ScheduleName, in_turn, orders
 
 

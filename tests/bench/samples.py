@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from micro_batches import compared, programs
 from zoo_models import ENTRIES, Entry
 
-from autosplit.pipeline import follow_samples
+from autosplit.samples import follow_samples
 
 MODES = ("infer", "train")
 

@@ -16,7 +16,7 @@ from models import ARCHITECTURES
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from autosplit.pipeline import Merge, follow_samples
+from autosplit.samples import Merge, follow_samples
 
 CLOSE = 1e-5
 """Of the largest value: kernels sum in another order for another number of rows."""

@@ -13,8 +13,8 @@ from operators import OPS, SUPPORTED
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from autosplit.pipeline import follow_samples
 from autosplit.program import Input, Program, Spec
+from autosplit.samples import follow_samples
 
 SAMPLES = int(os.environ.get("SAMPLES_PER_OPERATOR", "1"))
 

@@ -11,10 +11,10 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autosplit.pipeline.kinds import MIXED, UNKNOWN, Kind, Part, Rows, Sizes
-from autosplit.pipeline.nodes import Run, Seen, Tensor, call_node, frozen, look, mapped, tensors_in
-from autosplit.pipeline.ordering import name_of_order
 from autosplit.program import Program, Spec, closed_on_error, is_control, operator_name, source_line
+from autosplit.samples.kinds import MIXED, UNKNOWN, Kind, Part, Rows, Sizes
+from autosplit.samples.nodes import Run, Seen, Tensor, call_node, frozen, look, mapped, tensors_in
+from autosplit.samples.ordering import name_of_order
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from autosplit.pipeline.kinds import UNKNOWN, Call, Kind, MixingError, Part, Rows, joined
-from autosplit.pipeline.moving import Rule, alike
+from autosplit.samples.kinds import UNKNOWN, Call, Kind, MixingError, Part, Rows, joined
+from autosplit.samples.moving import Rule, alike
 
 _KEEPS_SUMS = ("neg", "clone", "positive", "alias", "_to_copy", "detach", "real", "view_as_real", "view_as_complex")
 

@@ -14,12 +14,12 @@ from autosplit.emit import StageGraph
 from autosplit.errors import PlanError
 from autosplit.pipeline.batches import Values, count_of, cut
 from autosplit.pipeline.call import Call, Line
-from autosplit.pipeline.engine import Engine
 from autosplit.pipeline.handed import hand_out
-from autosplit.pipeline.relay import Part, crossings
-from autosplit.pipeline.samples import Samples
-from autosplit.pipeline.seats import Seat, gather
-from autosplit.pipeline.stage import StageModule, torch_stage
+from autosplit.ranks.engine import Engine
+from autosplit.ranks.relay import Part, crossings
+from autosplit.ranks.seats import Seat, gather
+from autosplit.ranks.stage import StageModule, torch_stage
+from autosplit.samples import Samples
 from autosplit.schedule import ScheduleName
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autosplit.pipeline.kinds import Call, Kind, MixingError, Rows
+from autosplit.samples.kinds import Call, Kind, MixingError, Rows
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
 from autosplit.faults import PassKind, check_loss, passing
-from autosplit.pipeline.relay import Crossing, Part
 from autosplit.program import Spec
+from autosplit.ranks.relay import Crossing, Part
 
 Values = Mapping[str, Any]
 Form = Spec | int | float | bool

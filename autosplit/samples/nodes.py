@@ -11,9 +11,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from autosplit.pipeline.kinds import MIXED, Kind, Sizes
-from autosplit.pipeline.trace import Found, follow, record
 from autosplit.program import Spec, is_checkpoint
+from autosplit.samples.kinds import MIXED, Kind, Sizes
+from autosplit.samples.trace import Found, follow, record
 
 Run = Callable[[Any], Any]
 """Runs a node on the arguments given."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from autosplit.pipeline import folding, moving, working
-from autosplit.pipeline.kinds import Call, Kind, MixingError, base_name
-from autosplit.pipeline.moving import Rule
-from autosplit.pipeline.ordering import reordered
+from autosplit.samples import folding, moving, working
+from autosplit.samples.kinds import Call, Kind, MixingError, base_name
+from autosplit.samples.moving import Rule
+from autosplit.samples.ordering import reordered
 
 _POINTWISE = """_to_copy copy fill zero masked_fill dropout native_dropout bernoulli normal uniform random exponential
     lift_fresh lift_fresh_copy alias detach clone real imag view_as_real view_as_complex conj _conj

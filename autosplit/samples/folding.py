@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from autosplit.pipeline.kinds import UNKNOWN, Call, Kind, MixingError, Part, Rows, joined
-from autosplit.pipeline.moving import Rule
+from autosplit.samples.kinds import UNKNOWN, Call, Kind, MixingError, Part, Rows, joined
+from autosplit.samples.moving import Rule
 
 _SAME_FOR_ANY = ("mean", "amax", "amin", "max", "min", "any", "all", "median", "logical_and")
 

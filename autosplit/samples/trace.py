@@ -10,10 +10,10 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autosplit.pipeline.kinds import MIXED, UNKNOWN, Call, Kind, MixingError, Rows, Shape, Sizes, base_name
-from autosplit.pipeline.ordering import Inverse, Keys, Order
-from autosplit.pipeline.table import apply_rule
 from autosplit.program import call_on_fakes, tensor_leaves, written_tensors
+from autosplit.samples.kinds import MIXED, UNKNOWN, Call, Kind, MixingError, Rows, Shape, Sizes, base_name
+from autosplit.samples.ordering import Inverse, Keys, Order
+from autosplit.samples.table import apply_rule
 
 _ONLY_CHECKS = ("_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range",
                 "sym_constrain_range_for_size", "_functional_assert_async")  # fmt: skip

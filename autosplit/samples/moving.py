@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autosplit.pipeline.kinds import MIXED, Call, Kind, MixingError, Part, Rows, joined, reshaped
+from autosplit.samples.kinds import MIXED, Call, Kind, MixingError, Part, Rows, joined, reshaped
 
 Rule = Callable[[Call], Any]
 """Gives the kind of every tensor returned, or the list of their kinds."""

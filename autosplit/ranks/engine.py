@@ -12,7 +12,7 @@ from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
 from torch.distributed.pipelining.schedules import FORWARD, RECV_F, SEND_F, get_schedule_class
 
 from autosplit.errors import PlanError
-from autosplit.pipeline.stage import StageModule, Values
+from autosplit.ranks.stage import StageModule, Values
 from autosplit.schedule import ScheduleName
 
 _OF_ONE_STAGE = ("gpipe", "1f1b")
