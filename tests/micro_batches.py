@@ -80,7 +80,7 @@ def call(model: nn.Module, parts: Sequence[Any], mode: str) -> list[Ran]:
     ran: list[Ran] = []
 
     def compile_program(program: Program) -> Any:
-        def run(given: Sequence[Any], device: torch.device) -> Sequence[Any]:
+        def run(given: Sequence[Any], *_: Any) -> Sequence[Any]:
             values = fx.Interpreter(program.graph_module, garbage_collect_values=False)
             results = values.run(*given)
             ran.append(Ran(program, list(results), {n: values.env.get(node) for node, n in program.names.items()}))
