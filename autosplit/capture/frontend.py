@@ -88,6 +88,7 @@ class Frontend:
         self._examples: list[Any] = []  # of the program captured last
         self._ghosts: dict[int, int] = {}  # place among the captured graph's outputs, by id of what stands for it
         self._objects: set[int] = set()  # stand-ins that an object among the arguments holds
+        self._readers: list[Reader] = []  # of each captured graph
         self._is_again = False  # without Dynamo
         self._lent = False  # the logical CPU autocasts as the caller's accelerator does
         self._kept: list[Any] = []  # outputs without data, while their ids are looked up
@@ -251,7 +252,8 @@ class Frontend:
         inputs = [self._input(node, example) for node, example in zip(placeholders, self._examples, strict=True)]
         program = Program(graph_module, inputs, mode, prefix=self.prefix, autocast=_cpu_autocast())
         ran: list[Run] = []
-        reader = Reader(self._stand_ins.slots, [i for i, source in enumerate(inputs) if source.is_weight])
+        number = len(self._readers)
+        self._readers.append(Reader(self._stand_ins.slots, [i for i, known in enumerate(inputs) if known.is_weight]))
         frontend = weakref.ref(self)
 
         def call(*inputs: Any) -> Any:
@@ -263,7 +265,7 @@ class Frontend:
             if not ran:
                 ran.append(_compiler(this)(program))
             real = list(map(this._stand_ins.real.get, map(id, inputs), inputs))
-            if this._is_again and not reader.is_same(real, look=this._entry.assigns):
+            if this._is_again and not this._readers[number].is_same(real, look=this._entry.assigns):
                 raise WeightsChanged
             with torch.autocast("cpu", enabled=False) if this._lent else nullcontext():
                 return ran[0](real, this._device, this._stand_ins.slots.homes)
