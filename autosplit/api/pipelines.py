@@ -218,17 +218,21 @@ class Pipelines:
         raise does_not_fit(held, candidate)
 
     @cached_property
+    def _reference(self) -> int:
+        """A number of samples that is captured already, as far as there is one; of one sample a batch is not told."""
+        return next((batch for batch in self.trials.captured if batch and 1 < batch < self.samples), 2)
+
+    @cached_property
     def _followed(self) -> Samples:
-        """Where the samples are, by the whole call and a capture of fewer, as far as there is one."""
-        others = [batch for batch in self.trials.captured if batch and 1 < batch < self.samples]
-        small = others[0] if others else 2
-        large = self.samples if self.samples > small else small + 1
-        return follow_samples(self.trials.problem(small).program, self.trials.problem(large).program)
+        """Where the samples are, by the whole call and a capture of fewer."""
+        large = max(self.samples, self._reference + 1)
+        return follow_samples(self.trials.problem(self._reference).program, self.trials.problem(large).program)
 
     def _pieces(self, sketch: Sketch) -> Pieces:
         """The captures that its calls are made of."""
         parts = {*sizes(self.samples, sketch.microbatches)}
-        return Pieces({part: self.trials.problem(part).program for part in parts}, self._followed)
+        small = {part: self.trials.problem(part).program for part in parts}
+        return Pieces(small, self._followed, (self._reference, self.trials.problem(self._reference).program))
 
     def _refuse_mixing(self) -> None:
         """Micro-batches that would compute something else are only for those who ask for them."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from autosplit import estimate
 from autosplit.api.batch import Example
@@ -25,7 +26,7 @@ from autosplit.pipeline.batches import sizes
 from autosplit.pipeline.call import Call, Line
 from autosplit.placement import Pipeline, Placement, Plan, check_placement
 from autosplit.predict import fake_devices
-from autosplit.program import Program, closed_on_error
+from autosplit.program import Program, Spec, closed_on_error
 from autosplit.runtime import note_stage_modules, unsplit_class
 from autosplit.samples import Samples, follow_samples
 
@@ -37,10 +38,12 @@ class Pieces:
     Attributes:
         small: by number of samples of a micro-batch.
         samples: what of inputs and outputs is batched.
+        followed: a number of samples, and the program in which they were followed.
     """
 
     small: Mapping[int, Program]
     samples: Samples
+    followed: tuple[int, Program]
 
 
 def pipelined(
@@ -65,6 +68,8 @@ def pipelined(
         PlanError: the stages cannot be cut, or the outputs cannot be merged.
     """
     _refuse_state(pieces.small[parts[0]])
+    for part in {*parts}:
+        _check_alike(pieces, part)
     lines = {
         part: line_of(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}
     }
@@ -96,7 +101,11 @@ def evaluate_pipeline(
         return arrived(call.program, call(dict(zip(names, values, strict=True))), io_device)
 
     transfers = estimate.transfers(problem.graph, placement.devices, problem.cluster, io_device=problem.io_device)
-    return Candidate(placement, homes, transfers, problem.footprints(forward, homes, {}), pipeline)
+    try:
+        footprints = problem.footprints(forward, homes, {})
+    except RuntimeError as error:
+        raise PlanError(f"micro-batches of {type(problem.model).__name__} cannot go back: {error}") from error
+    return Candidate(placement, homes, transfers, footprints, pipeline)
 
 
 def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> list[Any]:
@@ -105,6 +114,40 @@ def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> l
         output.to(device) if isinstance(output, torch.Tensor) and program.returns(place) else output
         for place, output in enumerate(outputs)
     ]
+
+
+def _check_alike(pieces: Pieces, part: int) -> None:
+    """A micro-batch of one size computes what the samples were followed through at another.
+
+    Raises:
+        PlanError: it runs other operators, or with other numbers than its size explains.
+    """
+    size, known = pieces.followed
+    program = pieces.small[part]
+    pairs = list(zip(known.graph_module.graph.nodes, program.graph_module.graph.nodes, strict=False))
+    if [*known.names.values()] != [*program.names.values()]:
+        raise PlanError(f"it runs other operators with {part} samples than with {size}")
+    for node, twin in pairs:
+        numbers, others = _numbers(node), _numbers(twin)
+        if len(numbers) != len(others) or not all(
+            a == b or (type(a) is type(b) is int and a * part == b * size) for a, b in zip(numbers, others, strict=True)
+        ):
+            raise PlanError(f"{program.names[twin]!r} has other numbers with {part} samples than with {size}")
+        mine, form = known.facts[node].form, program.facts[twin].form
+        if isinstance(mine, Spec) and isinstance(form, Spec) and not _scaled(mine.shape, form.shape, size, part):
+            raise PlanError(f"{program.names[twin]!r} has another form with {part} samples than with {size}")
+
+
+def _scaled(one: Sequence[int], other: Sequence[int], size: int, part: int) -> bool:
+    """Whether shapes differ in nothing but in how many samples there are."""
+    return len(one) == len(other) and all(a == b or a * part == b * size for a, b in zip(one, other, strict=True))
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    """The arguments of a node that are no values of the graph."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if not isinstance(leaf, fx.Node)]
 
 
 def _refuse_state(program: Program) -> None:
@@ -221,8 +264,10 @@ class PipelineCaller(Caller):
             assert example.samples is not None  # there are several parts
             pieces = capture_pieces(partial(captured_at, model, example), program, example.samples, parts, form.pieces)
             devices = torch_devices(plan.cluster)
-            form.calls[*parts,] = pipelined(pieces, parts, plan.pipeline, plan.placement, plan.weights, devices)
-            form.pieces = pieces
+            call = pipelined(pieces, parts, plan.pipeline, plan.placement, plan.weights, devices)
+            if len(call.results) != len(program.results):
+                raise PlanError("it returns or keeps a number that changes from call to call")
+            form.calls[*parts,], form.pieces = call, pieces
         except (CaptureError, PlanError) as error:
             form.pieces = None
             self._tell(f"this and later calls like it run as a split, without micro-batches: {error}")
@@ -262,12 +307,12 @@ def capture_pieces(
     small = {} if known is None else dict(known.small)
     small.update({part: capture(part) for part in {*parts} - {*small}})
     if known is not None:
-        return Pieces(small, known.samples)
+        return Pieces(small, known.samples, known.followed)
     one = next((part for part in parts if part > 1), 2)  # of one sample, a batch is not told from what has size 1
     is_plain = all(source.kind != "size" for source in large.inputs.values())  # else it is for calls of any size
     other = large if samples > one and is_plain else capture(max(samples, one + 1))
-    followed = follow_samples(small[one] if one in small else capture(one), other)
-    return Pieces(small, followed)
+    program = small[one] if one in small else capture(one)
+    return Pieces(small, follow_samples(program, other), (one, program))
 
 
 def _compiler(

@@ -149,7 +149,8 @@ class _Cutter:
         start = next(iter(home.values()))
         for node in inside:
             for argument in node.all_input_nodes:
-                home.setdefault(argument, home.get(node, start))
+                if not is_control(argument):
+                    home.setdefault(argument, home.get(node, start))
         rewriter = _StageRewriter(self.program, home, self.devices, start, {})
         gives = [n for n in inside if self.stage_of.get(n) == stage and (n in read_later or n in self.wanted)]
         emitted = rewriter.stage(stage, inside, outside, gives)

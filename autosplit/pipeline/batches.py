@@ -67,6 +67,8 @@ def merged(merge: Merge, values: Sequence[Any], shares: Sequence[Any]) -> Any:
     for value, share in zip(values, shares, strict=True):
         part = value if merge.kind == "sum" else _share(value, share)
         total = part if total is None else total + part
+    if isinstance(shares[0], torch.Tensor) and total is not None:
+        total = total + (shares[0] * 0).to(total.device, total.dtype)  # not a number where nothing counts at all
     return total
 
 

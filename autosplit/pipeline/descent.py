@@ -74,7 +74,8 @@ class Descent:
         """What all gradients are still to be multiplied by: 1, or the share of the targets that are not ignored."""
         if not self._counts:
             return 1.0
-        return 1 / sum(self._counts[1:], start=self._counts[0])
+        total = sum(self._counts[1:], start=self._counts[0])
+        return torch.where(total > 0, 1 / total, torch.zeros_like(total))  # of nothing there is no gradient
 
     @property
     def gradients(self) -> dict[str, torch.Tensor]:
@@ -169,7 +170,8 @@ class Descent:
         name, ignored = self.merge.counted
         values = (self.values[microbatch], self.batches[microbatch], self.shared)
         targets = next(found[name] for found in values if name in found)
-        share = (count_of(targets, ignored) / (targets.numel() * len(self.parts))).to(device)
+        part = self.parts[microbatch] / sum(self.parts)  # of all targets, as each sample has as many
+        share = (count_of(targets, ignored) * (part / targets.numel())).to(device)
         self._counts.append(share)
         return share
 

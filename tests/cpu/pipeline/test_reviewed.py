@@ -1,0 +1,152 @@
+"""Answers that were wrong in silence, or crashed, until a review of pipelines."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autosplit
+
+SCHEDULES = ["gpipe", "1f1b"]
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+@pytest.fixture
+def cluster():
+    with autosplit.sim.cluster("2x1GiB") as opened:
+        yield opened
+
+
+def pipelined(model, cluster, args, **asked):
+    return autosplit.partition(model, cluster.devices, args, strategy="pipeline", profile=False, **asked)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_autocast_within_forward_is_kept(cluster, enabled):
+    class Cast(Layers):
+        def forward(self, x):
+            h = self.a(x)
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=enabled):
+                h = self.b(h)
+            return self.c(h.float()), h
+
+    torch.manual_seed(0)
+    model, x = Cast(), torch.randn(4, 8)
+    alone = copy.deepcopy(model)
+    split = pipelined(model, cluster, (x,), microbatches=2)
+    have, want = split(x), alone(x)
+    assert [t.dtype for t in have] == [t.dtype for t in want]
+    for a, b in zip(have, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3 if enabled else 1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("samples", [7, 5, 3])
+def test_a_mean_over_targets_with_parts_of_unlike_size(cluster, schedule, samples):
+    class Classes(Layers):
+        def forward(self, x, y):
+            return F.cross_entropy(self.c(torch.tanh(self.a(x))), y)
+
+    torch.manual_seed(0)
+    model, args = Classes(), (torch.randn(samples, 8), torch.randint(0, 8, (samples,)))
+    alone = copy.deepcopy(model)
+    split = pipelined(model, cluster, args, microbatches=min(4, samples), schedule=schedule)
+    split(*args).backward()
+    alone(*args).backward()
+    for name, parameter in alone.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(split.get_parameter(name).grad.cpu(), parameter.grad)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_where_every_target_is_ignored_the_loss_is_not_a_number_and_gradients_are_zero(cluster, schedule):
+    class Classes(Layers):
+        def forward(self, x, y):
+            return F.cross_entropy(self.c(torch.tanh(self.a(x))), y)
+
+    torch.manual_seed(0)
+    model, args = Classes(), (torch.randn(4, 8), torch.full((4,), -100))
+    alone = copy.deepcopy(model)
+    split = pipelined(model, cluster, args, microbatches=2, schedule=schedule)
+    have, want = split(*args), alone(*args)
+    have.backward()
+    want.backward()
+    assert torch.isnan(want)
+    assert torch.isnan(have)
+    for name, parameter in alone.named_parameters():
+        if parameter.grad is not None:
+            assert torch.equal(split.get_parameter(name).grad.cpu(), parameter.grad)
+
+
+@pytest.mark.parametrize("samples", [3, 4, 5])
+def test_a_micro_batch_of_one_that_loses_its_dimension_is_not_taken(cluster, samples):
+    class Squeezes(Layers):
+        def forward(self, x):
+            return self.b(self.a(x)[:, None].squeeze())
+
+    torch.manual_seed(0)
+    model, x = Squeezes(), torch.randn(8, 8)
+    alone = copy.deepcopy(model)
+    split = pipelined(model, cluster, (x,), microbatches=4)
+    torch.testing.assert_close(split(x), alone(x))
+    fewer = x[:samples]
+    with pytest.warns(UserWarning, match="as a split, without micro-batches"):
+        have = split(fewer)
+    torch.testing.assert_close(have, alone(fewer))
+
+
+def test_a_number_that_one_size_has_alone_is_not_taken(cluster):
+    class Odd(Layers):
+        def forward(self, x):
+            return self.b(self.a(x) * (2 if len(x) != 2 else 3))
+
+    torch.manual_seed(0)
+    model, x = Odd(), torch.randn(12, 8)
+    alone = copy.deepcopy(model)
+    split = pipelined(model, cluster, (x,), microbatches=3)
+    torch.testing.assert_close(split(x), alone(x))
+    with pytest.warns(UserWarning, match="has other numbers with 2 samples"):
+        have = split(x[:7])
+    torch.testing.assert_close(have, alone(x[:7]))
+
+
+def test_a_counter_of_calls_goes_on(cluster):
+    class Counts(Layers):
+        n = 0
+
+        def forward(self, x):
+            self.n += 1
+            return self.b(self.a(x))
+
+    torch.manual_seed(0)
+    model, x = Counts(), torch.randn(4, 8)
+    alone = copy.deepcopy(model)
+    split = pipelined(model, cluster, (x,), microbatches=2)
+    with pytest.warns(UserWarning, match="as a split, without micro-batches: it returns or keeps a number"):
+        have = [split(x) for _ in range(4)]
+    for value in have:
+        torch.testing.assert_close(value, alone(x))
+    assert split.n == 4
+
+
+def test_a_written_buffer_that_is_saved_for_the_backward_is_refused(cluster):
+    class Kept(Layers):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("k", torch.ones(()))
+
+        def forward(self, x):
+            self.k.add_(1)
+            return self.b(self.a(x) * self.k)
+
+    with pytest.raises(autosplit.PlanError, match="micro-batches of Kept cannot go back"):
+        pipelined(Kept(), cluster, (torch.randn(4, 8),), microbatches=2)
