@@ -69,7 +69,7 @@ def pipelined(
     """
     _refuse_state(pieces.small[parts[0]])
     for part in {*parts}:
-        _check_alike(pieces, part)
+        check_alike(pieces, part)
     lines = {
         part: line_of(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}
     }
@@ -116,7 +116,7 @@ def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> l
     ]
 
 
-def _check_alike(pieces: Pieces, part: int) -> None:
+def check_alike(pieces: Pieces, part: int) -> None:
     """A micro-batch of one size computes what the samples were followed through at another.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autosplit.api.batch import Example
-from autosplit.api.pipelining import capture_pieces, captured_at, line_of, names_of
+from autosplit.api.pipelining import capture_pieces, captured_at, check_alike, line_of, names_of
 from autosplit.api.running import Caller, callers_level, refuse_shared_memory
 from autosplit.capture import Captured, Compile, Frontend, Run
 from autosplit.device import HOST, Cluster, with_memory
@@ -163,6 +163,9 @@ class RankCaller(Caller):
             self._tell(f"a batch of {samples} is cut into {count} micro-batches: across ranks all have one size")
         pieces = capture_pieces(partial(captured_at, model, example), program, samples, [samples // count])
         small = pieces.small[samples // count]
+        check_alike(pieces, samples // count)
+        if len(small.results) != len(program.results):
+            raise PlanError("it returns or keeps a number that changes from call to call: ranks cannot share that")
         devices = _devices(plan, self._crew.seat)
         homes = {name: home for name, home in plan.weights.items() if home in devices}
         line = line_of(small, pipeline, plan.placement, homes, devices, pieces.samples)

@@ -88,7 +88,8 @@ def check(*, file: str, model: str | None, inputs: tuple[str, ...], allow_code: 
         _say(plan, held, checked, ["graph: no inputs: give each as --input NAME=TYPE:SIZES"], as_json)
         return
     checked.append(f"graph: {len(held.placement)} nodes, as planned")
-    checked.append("memory: predicted again, as planned" if held == plan else f"memory: {held.assumptions[0]}")
+    said = "predicted again, as planned" if held == plan else held.assumptions[0].removeprefix("memory: ")
+    checked.append(f"memory: {said}")
     _say(plan, held, checked, [], as_json)
 
 

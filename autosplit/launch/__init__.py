@@ -49,6 +49,7 @@ def launch(words: Sequence[str], devices: str | None, timeout_s: float | None, *
     asked = _parser(devices, timeout_s, check_loss).parse_args(list(words))
     asked.nproc_per_node = _processes(asked)
     script = asked.training_script
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what torchrun takes too, and warns of in four lines
     with tempfile.TemporaryDirectory(prefix="autosplit-run-") as folder:
         _wrap(asked, Path(folder))
         _separate_attempts(asked)

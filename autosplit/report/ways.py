@@ -23,6 +23,7 @@ class WaysTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """A row for each way, or that there is none."""
+        looked = self.error.find_ways_out is not None
         ways = self.error.ways_out()
         if ways:
             yield "Ways out, cheapest first (each planned again; time of the same work, against memory without end):"
@@ -35,6 +36,8 @@ class WaysTable:
                     Text(clean(way.write)), f"{way.relative_time:.2f}x", Text(f"{_memory(way)}: {clean(way.how)}")
                 )
             yield grid
+        elif not looked:
+            yield "Ways out were not looked for: they are planned for a call as a whole, with strategy auto or split."
         elif not self.error.not_tried:
             yield "No way out was found: what was looked at does not fit either."
         if self.error.not_tried:
