@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -263,7 +262,7 @@ def test_half_the_precision_later(twins) -> None:
 
 
 def test_pickling_the_module_itself_is_refused(twins) -> None:
-    with pytest.raises((pickle.PicklingError, TypeError, AttributeError)):
+    with pytest.raises(autosplit.PlanError, match=r"a split Small cannot be pickled: save its state_dict"):
         torch.save(twins[1], io.BytesIO())
 
 
