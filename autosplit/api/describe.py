@@ -51,7 +51,7 @@ PLAIN = Choice()
 def describe(problem: Problem, candidate: Candidate, choice: Choice = PLAIN) -> Plan:
     """The plan for ``candidate``, checked."""
     placement, cluster = candidate.placement, problem.cluster
-    strategy, reason = _strategy(problem, candidate)
+    strategy, reason = _strategy(problem, candidate, choice.strategy)
     notes = choice.notes or tuple(_other_objective(problem, candidate))
     plan = Plan(
         strategy=choice.strategy or strategy,
@@ -82,7 +82,7 @@ def describe(problem: Problem, candidate: Candidate, choice: Choice = PLAIN) -> 
     return plan
 
 
-def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
+def _strategy(problem: Problem, candidate: Candidate, chosen: Strategy | None) -> tuple[Strategy, str]:
     used = sorted(set(candidate.placement.devices.values()))
     count = len(problem.cluster.devices)
     if len(used) > 1:
@@ -92,7 +92,7 @@ def _strategy(problem: Problem, candidate: Candidate) -> tuple[Strategy, str]:
         why = "asked for" if problem.request.strategy == "split" else why
         return "split", f"{why}: {len(used)} of {count} devices used"
     fits = f"fits one device ({format_bytes(candidate.footprints[used[0]].reserved_bytes)} on {used[0]})"
-    alone = problem.request.strategy == "single" or problem.request.placement is not None
+    alone = "single" in (problem.request.strategy, chosen) or problem.request.placement is not None
     if alone or (count == 1 and problem.request.strategy == "auto"):
         return "single", fits
     return "replicate", (

@@ -240,3 +240,20 @@ def test_what_is_asked_is_checked(asked, batch, words):
 def test_a_pipeline_that_does_not_fit_says_so():
     with pytest.raises(autosplit.CapacityError):
         planned(1024, 4, 8, "2x4MiB", strategy="pipeline")
+
+
+def test_where_copies_lose_to_one_device_nothing_is_said_of_launching_them():
+    torch.manual_seed(0)
+
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))
+
+        def forward(self, x):
+            return self.body(x).square().mean()
+
+    plan = autosplit.plan(Wide(), "4xT4", (torch.randn(1, 1024),), mode="train", optimizer="sgd")
+    assert plan.strategy == "single"
+    assert "torchrun" not in plan.reason
+    assert plan.reason.endswith("exchanging the gradients of copies would take longer than they save")
