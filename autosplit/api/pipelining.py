@@ -116,26 +116,39 @@ def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> l
     ]
 
 
-def check_alike(pieces: Pieces, part: int) -> None:
-    """A micro-batch of one size computes what the samples were followed through at another.
+def check_alike(pieces: Pieces, part: int) -> str | None:
+    """Check that micro-batches of one size compute what the samples were followed through at another.
+
+    Of one sample many models run other operators (a size of 1 broadcasts): what is returned is looked at then.
+
+    Returns:
+        What is to be said of it, if there is anything.
 
     Raises:
-        PlanError: it runs other operators, or with other numbers than its size explains.
+        PlanError: it runs other operators, or with other numbers than its size explains, or returns other forms.
     """
     size, known = pieces.followed
     program = pieces.small[part]
-    pairs = list(zip(known.graph_module.graph.nodes, program.graph_module.graph.nodes, strict=False))
-    if [*known.names.values()] != [*program.names.values()]:
+    same = [*known.names.values()] == [*program.names.values()]
+    if not same and part > 1:
         raise PlanError(f"it runs other operators with {part} samples than with {size}")
+    if len(known.results) != len(program.results):
+        raise PlanError(f"it returns other values with {part} samples than with {size}")
+    pairs = list(zip(known.graph_module.graph.nodes, program.graph_module.graph.nodes, strict=True)) if same else []
     for node, twin in pairs:
         numbers, others = _numbers(node), _numbers(twin)
         if len(numbers) != len(others) or not all(
             a == b or (type(a) is type(b) is int and a * part == b * size) for a, b in zip(numbers, others, strict=True)
         ):
             raise PlanError(f"{program.names[twin]!r} has other numbers with {part} samples than with {size}")
-        mine, form = known.facts[node].form, program.facts[twin].form
-        if isinstance(mine, Spec) and isinstance(form, Spec) and not _scaled(mine.shape, form.shape, size, part):
-            raise PlanError(f"{program.names[twin]!r} has another form with {part} samples than with {size}")
+    results = [(a, b) for a, b in zip(known.results, program.results, strict=True) if isinstance(a, fx.Node)]
+    for node, twin in [*pairs, *results]:
+        mine, form = known.facts[node].form, program.facts[twin].form if twin in program.facts else None
+        if isinstance(mine, Spec) and not (isinstance(form, Spec) and _scaled(mine.shape, form.shape, size, part)):
+            raise PlanError(f"{known.names[node]!r} has another form with {part} samples than with {size}")
+    return (
+        None if same else f"with micro-batches of {part} it runs other operators than with {size}, which were followed"
+    )
 
 
 def _scaled(one: Sequence[int], other: Sequence[int], size: int, part: int) -> bool:
@@ -272,6 +285,8 @@ class PipelineCaller(Caller):
             form.pieces = None
             self._tell(f"this and later calls like it run as a split, without micro-batches: {error}")
             return
+        for words in filter(None, (check_alike(pieces, part) for part in {*parts})):
+            self._tell(f"micro-batches may change what this model computes: {words}")
         if pieces.samples.mixing:
             self._tell(
                 "micro-batches change what this model computes: samples of a batch see each other in "

@@ -163,7 +163,9 @@ class RankCaller(Caller):
             self._tell(f"a batch of {samples} is cut into {count} micro-batches: across ranks all have one size")
         pieces = capture_pieces(partial(captured_at, model, example), program, samples, [samples // count])
         small = pieces.small[samples // count]
-        check_alike(pieces, samples // count)
+        words = check_alike(pieces, samples // count)
+        if words is not None:
+            self._tell(f"micro-batches may change what this model computes: {words}")
         if len(small.results) != len(program.results):
             raise PlanError("it returns or keeps a number that changes from call to call: ranks cannot share that")
         devices = _devices(plan, self._crew.seat)
