@@ -587,11 +587,14 @@ def code_blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", code_blocks("python"), ids=["first screen", "without data", "the engine alone"])
+@pytest.mark.parametrize(
+    "block", code_blocks("python"), ids=["first screen", "a pipeline", "without data", "the engine alone"]
+)
 def test_python_in_the_readme_runs(capsys, block):
     exec(compile(block, "README.md", "exec"), {})
     engine = re.escape("{'a': 'gpu:0', 'b': 'gpu:0', 'c': 'gpu:1', 'd': 'gpu:1'} ") + r"\d+ 0\.0"
-    assert re.match(rf"does not fit one device|device +capacity|{engine}", capsys.readouterr().out)
+    pipeline = r"gpipe \[\d+, \d+\]"
+    assert re.match(rf"does not fit one device|{pipeline}|device +capacity|{engine}", capsys.readouterr().out)
 
 
 def test_the_plan_command_in_the_readme(capsys):
