@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from autosplit.api.batch import Trials
-from autosplit.api.pipelining import Pieces, evaluate_pipeline
+from autosplit.api.pipelining import Pieces, check_alike, evaluate_pipeline
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import does_not_fit, over
 from autosplit.device import HOST, Cluster
@@ -107,6 +107,7 @@ class Piped:
     problem: Problem
     candidate: Candidate
     samples: Samples
+    said: tuple[str, ...] = ()
 
 
 class Pipelines:
@@ -200,8 +201,9 @@ class Pipelines:
 
         Raises:
             CapacityError: no try fits.
+            PlanError: micro-batches of that size compute something else, or may and a pipeline was not asked for.
         """
-        problem = self._posed(sketch)
+        problem, said = self._posed(sketch), self._unlike(sketch)
         misses: list[tuple[int, Problem, Candidate]] = []
         seen: set[tuple[str, ...]] = set()
         for found in self._tries(sketch, problem.graph):
@@ -212,7 +214,7 @@ class Pipelines:
             candidate = self._evaluated(found, problem)
             short = sum(over(self.problem, candidate).values())
             if not short:
-                return Piped(found, problem, candidate, self._followed)
+                return Piped(found, problem, candidate, self._followed, said)
             misses.append((short, problem, candidate))
         _, held, candidate = min(misses, key=lambda miss: miss[0])
         raise does_not_fit(held, candidate)
@@ -242,6 +244,14 @@ class Pipelines:
             raise PlanError(f"output {unknown[0]} cannot be merged from those of micro-batches: {found.mixing[0]}")
         if found.mixing and self.request.strategy == "auto":
             raise PlanError(f"samples of a batch see each other: {found.mixing[0]}")
+
+    def _unlike(self, sketch: Sketch) -> tuple[str, ...]:
+        """What is to be said of micro-batches of a size in which samples were not followed; for those who ask alone."""
+        pieces = self._pieces(sketch)
+        said = tuple(filter(None, (check_alike(pieces, part) for part in sorted(pieces.small))))
+        if said and self.request.strategy == "auto":
+            raise PlanError(said[0])
+        return said
 
     def _evaluated(self, sketch: Sketch, problem: Problem) -> Candidate:
         """The pipeline run on fakes: all its micro-batches, or of a large model each device's share of them."""

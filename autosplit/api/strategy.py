@@ -249,6 +249,7 @@ def _notes(piped: Piped, samples: int) -> tuple[str, ...]:
         f"pipeline: samples of a batch see each other, and now only those of a micro-batch: {line}"
         for line in found.mixing[:3]
     )
+    said += tuple(f"pipeline: {words}" for words in piped.said)
     if found.random:
         said += (f"pipeline: {found.random[0]} and the like draw other random numbers than for the call as a whole",)
     return (

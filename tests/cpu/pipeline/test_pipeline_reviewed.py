@@ -150,3 +150,25 @@ def test_a_written_buffer_that_is_saved_for_the_backward_is_refused(cluster):
 
     with pytest.raises(autosplit.PlanError, match="micro-batches of Kept cannot go back"):
         pipelined(Kept(), cluster, (torch.randn(4, 8),), microbatches=2)
+
+
+def test_micro_batches_that_run_other_operators_are_not_planned(cluster):
+    class Alone(Layers):
+        """Of one sample it runs another operator."""
+
+        def forward(self, x, y):
+            h = self.a(x)
+            h = torch.tanh(h) if len(x) > 1 else torch.sin(h)
+            return F.mse_loss(self.c(self.b(h)), y)
+
+    torch.manual_seed(0)
+    args = (torch.randn(4, 8), torch.randn(4, 8))
+    with pytest.raises(autosplit.PlanError, match="runs other operators with 1 samples"):
+        pipelined(Alone(), cluster, args, microbatches=4)
+    plan = autosplit.plan(Alone(), "2x24GiB", args, mode="train", microbatches=4, profile=False)
+    assert plan.pipeline is None
+    alone = Alone()
+    split = pipelined(copy.deepcopy(alone), cluster, args, microbatches=2)
+    torch.testing.assert_close(split(*args), alone(*args))
+    with pytest.warns(UserWarning, match="may change what this model computes: with micro-batches of 1"):
+        split(*(arg[:3] for arg in args))
