@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -206,7 +207,7 @@ class Pipelines:
         problem, said = self._posed(sketch), self._unlike(sketch)
         misses: list[tuple[int, Problem, Candidate]] = []
         seen: set[tuple[str, ...]] = set()
-        for found in self._tries(sketch, problem.graph):
+        for found in self._tries(sketch, problem):
             key = (found.schedule, *found.placement.devices.values())
             if key in seen:
                 continue
@@ -260,9 +261,18 @@ class Pipelines:
         parts = sizes(self.samples, sketch.microbatches)
         return evaluate_pipeline(self.problem, sketch.placement, sketch.pipeline, self._pieces(sketch), parts)
 
-    def _tries(self, sketch: Sketch, graph: CostGraph) -> Iterator[Sketch]:
-        """The sketch at the costs of its own capture, then others that hold less by the estimate."""
-        yield self._timed(graph, sketch.placement, sketch.microbatches, sketch.schedule)
+    def _tries(self, sketch: Sketch, problem: Problem) -> Iterator[Sketch]:
+        """The sketch at the costs of its own capture, then others that hold less by the estimate.
+
+        What was measured of a micro-batch is news to the sketch, whose costs were scaled from the whole batch's: the
+        stages are then solved anew.
+        """
+        graph = problem.graph
+        tries = [self._timed(graph, sketch.placement, sketch.microbatches, sketch.schedule)]
+        if problem.timed.source != "estimated":
+            with contextlib.suppress(CapacityError, PlanError):
+                tries.append(self._placed(graph, sketch.microbatches, sketch.schedule, 1.0))
+        yield from sorted(tries, key=lambda found: found.timed.makespan_ns)
         for schedule in self._schedules()[self._schedules().index(sketch.schedule) :]:
             for share in _SHARES:
                 try:

@@ -1,6 +1,6 @@
 """Two processes of one thread each: throughput of a pipeline against one process, and against two that share nothing.
 
-    PYTHONPATH=tests/cpu python tests/bench/pipeline.py [--rounds 5] [--steps 3] [--microbatches 8]
+    PYTHONPATH=tests/cpu python tests/bench/pipeline.py [--rounds 5] [--steps 3] [--microbatches 8] [--schedule gpipe]
 
 The ceiling is what two independent processes do on this machine at the same time, each with batches of its own: they
 share caches and memory bandwidth as the two stages of a pipeline do. The schedule's ideal share of it is
@@ -99,7 +99,7 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
 MODELS: dict[str, Callable[[], nn.Module]] = {"transformer": Transformer, "cnn": Cnn}
 
 
-def equal_layers(model: nn.Module, name: str, microbatches: int) -> autosplit.Plan:
+def equal_layers(model: nn.Module, name: str, microbatches: int, schedule: str) -> autosplit.Plan:
     """The first half of the layers on one rank, the others on the next."""
     program = Frontend(model, type(model)).capture((), inputs(name), "train")
     at: dict[Any, int] = {}
@@ -114,7 +114,7 @@ def equal_layers(model: nn.Module, name: str, microbatches: int) -> autosplit.Pl
         model, autosplit.Cluster(devices=devices), kwargs=inputs(name), placement=placement, profile=False
     )
     stages = tuple(tuple(node for node, home in plan.placement.items() if home == d.name) for d in devices)
-    pipeline = Pipeline(microbatches=microbatches, schedule="1f1b", stages=stages)
+    pipeline = Pipeline(microbatches=microbatches, schedule=schedule, stages=stages)
     return msgspec.structs.replace(plan, strategy="pipeline", pipeline=pipeline)
 
 
@@ -131,12 +131,12 @@ def step_of(model: nn.Module, name: str) -> Callable[[], None]:
     return step
 
 
-def on_rank(rank: int, name: str, rounds: int, steps: int, microbatches: int) -> dict[str, Any]:
+def on_rank(rank: int, name: str, rounds: int, steps: int, microbatches: int, schedule: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    how = {"strategy": "pipeline", "microbatches": microbatches, "schedule": "1f1b", "profile": True}
+    how = {"strategy": "pipeline", "microbatches": microbatches, "schedule": schedule, "profile": True}
     ours = autosplit.partition(MODELS[name](), ["cpu"], kwargs=inputs(name), **how)
-    equal_plan = equal_layers(MODELS[name](), name, microbatches)
+    equal_plan = equal_layers(MODELS[name](), name, microbatches, schedule)
     equal = autosplit.partition(MODELS[name](), ["cpu"], kwargs=inputs(name), plan=equal_plan)
     alone = step_of(MODELS[name](), name)
     ways = {"alone": alone, "two": alone, "ours": step_of(ours, name), "equal": step_of(equal, name)}
@@ -158,17 +158,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--schedule", choices=["gpipe", "1f1b"], default="gpipe")
     asked = parser.parse_args()
     m, p = asked.microbatches, RANKS
     ideal = m / (m + p - 1)
-    print(f"steps a second; {p} processes of one thread, {m} micro-batches, ideal {ideal:.3f} of the ceiling")
+    print(f"steps a second; {p} processes of one thread, {m} micro-batches in the order of {asked.schedule}, ideal {ideal:.3f} of the ceiling")
     print(
         f"{'model':12} {'one':>7} {'ceiling':>8} {'ours':>7} {'equal':>7}  ours/(ceiling x ideal)  equal/(...)  nodes"
     )
     for name in MODELS:
         with tempfile.TemporaryDirectory() as folder:
             said = run_ranks(
-                on_rank, p, Path(folder), name, asked.rounds, asked.steps, asked.microbatches, limit_s=LIMIT_S
+                on_rank, p, Path(folder), name, asked.rounds, asked.steps, m, asked.schedule, limit_s=LIMIT_S
             )[0]
         rate = {way: 1 / seconds for way, seconds in said["seconds"].items()}
         ceiling = 2 * rate["two"]
