@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,11 @@ from autosplit.api.ranks import apply_across, own_cluster, seat_of
 from autosplit.capture import Captured, Frontend, climb
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
-from autosplit.hardware import DevicesLike, is_mesh
+from autosplit.hardware import DevicesLike, is_mesh, torch_devices
 from autosplit.placement import Plan, check_plan
-from autosplit.ranks.seats import decided_by_first, gather, joined, rank_name, rank_of, seats_of_mesh
+from autosplit.ranks.joined import joined
+from autosplit.ranks.seats import decided_by_first, gather, rank_name, rank_of, seats_of_mesh
+from autosplit.ranks.wires import Wires, measure_wires
 from autosplit.replicate import process_group_is_up
 from autosplit.runtime import unsplit_class, weight_signature
 
@@ -59,9 +62,13 @@ def partition_across(
     frontend = Frontend(model, unsplit_class(model))
     request = ask(own)
     captured = _captured(frontend, args, kwargs, request)
+    wires = None
+    if plan is None and request.profile is not False:
+        wires = measure_wires(socket.gethostname(), torch_devices(own)[own.names[0]])
 
     def decide() -> bytes:
-        return _first_that_fits(model, frontend, args, kwargs, ask, _layouts(devices, request, clusters)).to_json()
+        layouts = _layouts(devices, request, clusters, wires)
+        return _first_that_fits(model, frontend, args, kwargs, ask, layouts).to_json()
 
     made = Plan.from_json(decided_by_first(decide)) if plan is None else plan
     check_plan(made)
@@ -83,20 +90,26 @@ def _captured(frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any]
     return captured
 
 
-def _layouts(devices: DevicesLike, request: Request, clusters: Sequence[Cluster]) -> Iterator[tuple[int, Cluster]]:
+def _layouts(
+    devices: DevicesLike, request: Request, clusters: Sequence[Cluster], wires: Wires | None
+) -> Iterator[tuple[int, Cluster]]:
     """Numbers of replicas with the devices of the first, the most first."""
     world = len(clusters)
+
+    def of(ranks: Iterable[int]) -> Cluster:
+        return joined({rank: clusters[rank] for rank in ranks}, wires)
+
     if is_mesh(devices):
         seat = seats_of_mesh(devices)
-        yield seat.replicas, joined([clusters[seat.global_rank(position)] for position in range(seat.size)])
+        yield seat.replicas, of(seat.global_rank(position) for position in range(seat.size))
         return
     if request.strategy in ("hybrid", "auto"):
         for replicas in range(world // 2, 1, -1):
             if world % replicas == 0:
-                yield replicas, joined(clusters[: world // replicas])
+                yield replicas, of(range(world // replicas))
     if request.strategy == "hybrid":
         return
-    yield 1, joined(clusters)
+    yield 1, of(range(world))
 
 
 def _first_that_fits(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import msgspec
 import torch.distributed as dist
 
-from autosplit.device import HOST, Cluster
 from autosplit.errors import AutosplitError, PlanError
 
 T = TypeVar("T")
@@ -128,20 +126,3 @@ def rank_of(name: str) -> tuple[int, str] | None:
     if not found or not head.startswith("rank") or not head[4:].isdecimal():
         return None
     return int(head[4:]), own
-
-
-def joined(clusters: Sequence[Cluster]) -> Cluster:
-    """One cluster of the devices of all ranks of a pipeline, each with the rank before its name."""
-    devices = [
-        msgspec.structs.replace(device, name=rank_name(position, device.name))
-        for position, cluster in enumerate(clusters)
-        for device in cluster.devices
-    ]
-    links = [
-        msgspec.structs.replace(link, src=rank_name(position, link.src), dst=rank_name(position, link.dst))
-        for position, cluster in enumerate(clusters)
-        for link in cluster.links
-        if HOST not in (link.src, link.dst)
-    ]
-    said = dict.fromkeys(words for cluster in clusters for words in cluster.assumptions)
-    return msgspec.structs.replace(clusters[0], devices=tuple(devices), links=tuple(links), assumptions=tuple(said))

@@ -1,0 +1,75 @@
+"""The ways between ranks are measured, and are the links of the cluster that is planned for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from autosplit.device import HOST, Cluster, Device, Link
+from autosplit.ranks.joined import joined
+from autosplit.ranks.wires import Wire, Wires, measure_wires
+from ranks.harness import run_ranks
+
+NEAR, FAR = Wire((0, 1), 10**10, 2_000), Wire((1, 2), 10**9, 30_000)
+
+
+def of_rank(own: tuple[Link, ...] = ()) -> Cluster:
+    devices = tuple(Device(name=f"cuda:{i}", kind="t", memory_bytes=2**30) for i in range(2))
+    return Cluster(devices=devices, links=own, assumptions=("links: not measured", "devices: t"))
+
+
+def speed(cluster: Cluster, src: str, dst: str) -> tuple[int, int]:
+    link = cluster.link(src, dst)
+    return link.bandwidth_bytes_per_s, link.latency_ns
+
+
+def measured(_: int) -> Wires:
+    return measure_wires("here", torch.device("cpu"))
+
+
+def test_ranks_agree_on_what_was_measured(tmp_path: Path) -> None:
+    first, second, third = run_ranks(measured, 3, tmp_path / "ranks")
+    assert first == second == third
+    assert first.far is None
+    assert first.near.ranks == (0, 1)
+    assert 10**6 < first.near.bandwidth_bytes_per_s < 10**12
+    assert first.near.latency_ns < 10**9
+    assert first.between(0, 2) == first.near
+
+
+def test_hosts_are_told_apart_and_ranks_of_one_stay_alike() -> None:
+    wires = Wires(["a", "a", "b", "b"], NEAR, FAR)
+    cluster = joined({rank: of_rank() for rank in range(4)}, wires)
+    own = (cluster.link("rank0/cuda:0", "rank0/cuda:1"), of_rank().link("cuda:0", "cuda:1"))
+    assert own[0].bandwidth_bytes_per_s == own[1].bandwidth_bytes_per_s
+    assert speed(cluster, "rank0/cuda:1", "rank1/cuda:0") == (10**10, 2_000)
+    assert speed(cluster, "rank1/cuda:1", "rank2/cuda:0") == (10**9, 30_000)
+    assert speed(cluster, HOST, "rank3/cuda:0") == speed(of_rank(), HOST, "cuda:0")
+    assert [line for line in cluster.assumptions if line.startswith("links:")] == [
+        "links: within a host: measured: 10.0 GB/s, 2.0 us between ranks 0 and 1",
+        "links: between hosts: measured: 1.0 GB/s, 30.0 us between ranks 1 and 2",
+    ]
+    one = joined({rank: of_rank().__class__(devices=of_rank().devices[:1]) for rank in range(4)}, wires)
+    assert one.first_alike == {
+        "rank0/cuda:0": "rank0/cuda:0",
+        "rank1/cuda:0": "rank0/cuda:0",
+        "rank2/cuda:0": "rank2/cuda:0",
+        "rank3/cuda:0": "rank2/cuda:0",
+    }
+
+
+def test_on_one_host_the_way_between_ranks_is_the_default_and_all_are_alike() -> None:
+    cluster = joined({rank: Cluster(devices=of_rank().devices[:1]) for rank in range(3)}, Wires(["a"] * 3, NEAR, None))
+    assert set(cluster.first_alike.values()) == {"rank0/cuda:0"}
+    assert speed(cluster, "rank2/cuda:0", "rank0/cuda:0") == (10**10, 2_000)
+    assert speed(cluster, "rank2/cuda:0", HOST) == speed(of_rank(), "cuda:0", HOST)
+
+
+def test_what_a_rank_knows_of_its_own_links_is_kept() -> None:
+    own = Link(src="cuda:0", dst="cuda:1", bandwidth_bytes_per_s=7 * 10**9, latency_ns=5)
+    for wires in (None, Wires(["a", "b"], None, FAR)):
+        cluster = joined({rank: of_rank((own,)) for rank in range(2)}, wires)
+        assert speed(cluster, "rank1/cuda:0", "rank1/cuda:1") == (7 * 10**9, 5)
+        assert speed(cluster, "rank1/cuda:1", "rank1/cuda:0") == speed(of_rank(), "cuda:1", "cuda:0")
+    assert "links: not measured" in joined({0: of_rank(), 1: of_rank()}, None).assumptions
