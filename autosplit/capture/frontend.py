@@ -29,6 +29,7 @@ from autosplit.capture.dynamo import (
     guard_empty_hooks,
     quiet,
 )
+from autosplit.capture.gate import Gate
 from autosplit.capture.hooks import HookWatch
 from autosplit.capture.slots import Reader
 from autosplit.capture.standins import Arguments, StandIns, stand_in
@@ -83,6 +84,7 @@ class Frontend:
         self.written = written
         self._forward: Forward = written.forward
         self.inner: list[tuple[nn.Module, Any]] = []  # submodules with a forward of ours for calls from outside
+        self._gate = Gate(model, written)
         self._capturing = False
         self._captured: Program | None = None
         self._examples: list[Any] = []  # of the program captured last
@@ -217,13 +219,13 @@ class Frontend:
         """The model as the user wrote it and whole, so that what was captured once holds before and after a split."""
         current = type(self.model)
         outside = [(module, forward) for module, forward in self.inner if "forward" in module.__dict__]
+        self._gate.open()
         try:
-            self.model.__class__ = self.written
             for module, _ in outside:
                 del module.__dict__["forward"]
             yield
         finally:
-            self.model.__class__ = current
+            self._gate.close(current)
             for module, forward in outside:
                 module.__dict__["forward"] = forward
 

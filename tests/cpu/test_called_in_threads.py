@@ -1,0 +1,82 @@
+"""A split model that several threads call, or that calls itself, computes what the unsplit one does."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import autosplit
+from autosplit import sim
+
+W = 16
+
+
+class Net(nn.Module):
+    """Calls itself again for each further round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(W, W), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, rounds: int = 1) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x if rounds == 1 else self.forward(x, rounds - 1)
+
+
+def split_of(model: nn.Module, cluster: Any) -> nn.Module:
+    homes = {f"layers.{i}": f"sim:{i // 2}" for i in range(4)}
+    return autosplit.partition(model, cluster.devices, (torch.randn(2, W),), placement=homes, profile=False)
+
+
+def wrong_in_threads(call: Callable[[int], tuple[torch.Tensor, torch.Tensor]], threads: int = 4) -> list[str]:
+    """What went wrong in so many threads; ``call(i)`` gives what came and what was to come."""
+    wrong: list[str] = []
+
+    def work(first: int) -> None:
+        for i in range(first, first + 40):
+            try:
+                torch.testing.assert_close(*call(i))
+            except Exception as error:
+                wrong.append(f"{type(error).__name__}: {error}"[:200])
+
+    workers = [threading.Thread(target=work, args=(7 * i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return wrong
+
+
+def test_threads_call_one_split_model() -> None:
+    model = Net()
+    whole = copy.deepcopy(model)
+    with sim.cluster("2x64MiB") as cluster:
+        split = split_of(model, cluster)
+
+        def call(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(2 + i % 5, W)
+            if i % 2:
+                return split(x), whole(x)
+            with torch.no_grad():
+                return split(x), whole(x)
+
+        assert wrong_in_threads(call) == []
+        assert type(split).__mro__[1] is Net
+        assert "forward" not in split.__dict__
+
+
+def test_a_model_calls_its_own_forward() -> None:
+    model = Net()
+    whole = copy.deepcopy(model)
+    with sim.cluster("2x64MiB") as cluster:
+        split = split_of(model, cluster)
+        for rounds in (1, 3, 3, 1):
+            x = torch.randn(4, W)
+            torch.testing.assert_close(split(x, rounds), whole(x, rounds))
