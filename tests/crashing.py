@@ -159,7 +159,9 @@ def main() -> None:
     fault = Fault(asked.folder, asked.faults)
     torch.manual_seed(0)
     data = batches(asked.strategy)
-    options = {"microbatches": 4} if asked.strategy == "pipeline" else {}
+    options: dict[str, Any] = {"profile": False}  # every attempt is to have the same plan
+    if asked.strategy == "pipeline":
+        options["microbatches"] = 4
     model = autosplit.partition(Net().train(), ["cpu"], data[0], strategy=asked.strategy, optimizer="adamw", **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     first = resume(asked.folder, model, optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -22,6 +22,7 @@ from autosplit.pipeline.batches import sizes
 from autosplit.placement import CostModel, Objective, Pipeline, Placement, Span
 from autosplit.predict import Workload
 from autosplit.program import Program, Spec
+from autosplit.ranks.seats import rank_of
 from autosplit.samples import Samples, follow_samples
 from autosplit.solvers import solve
 
@@ -335,6 +336,7 @@ class Pipelines:
         raise refused
 
     def _placed(self, graph: CostGraph, microbatches: int, schedule: Order, share: float) -> Sketch:
+        idle: set[int] = set()
         for objective in _OBJECTIVES[: 1 if self.request.strategy == "auto" else 2]:
             placement = solve(
                 graph,
@@ -345,8 +347,11 @@ class Pipelines:
                 io_device=self.problem.io_device,
                 capacities={name: int(size * share) for name, size in self.problem.has_bytes().items()},
             )
-            if len(set(placement.devices.values())) > 1:
+            idle = _idlers(graph, placement, self.request.mode)
+            if len(set(placement.devices.values())) > 1 and not idle:
                 return self._timed(graph, placement, microbatches, schedule)
+        if idle:
+            raise PlanError(f"no cut into stages gives rank {min(idle)} a weight to train: use fewer ranks")
         raise PlanError("no cut into stages is faster than all on one device")
 
     def _again(self, sketch: Sketch, microbatches: int) -> Sketch | None:
@@ -371,6 +376,17 @@ def returns_loss(program: Program) -> bool:
         if isinstance(fact.form, Spec) and not fact.form.shape and any(leaf.requires_grad for leaf in fact.leaves)
     ]
     return len(losses) == 1
+
+
+def _idlers(graph: CostGraph, placement: Placement, mode: str) -> set[int]:
+    """Ranks that would run a stage without a weight to train: they win little, and no optimizer takes no parameter."""
+    trained = [t for t in graph.tensors.values() if t.kind == "parameter" and t.requires_grad]
+
+    def ranks(devices: Iterable[str]) -> set[int]:
+        return {known[0] for known in map(rank_of, devices) if known is not None}
+
+    holding = ranks(placement.devices[weight.producer] for weight in trained)
+    return ranks(placement.devices.values()) - holding if mode == "train" else set()
 
 
 def labels_of(judge: Judge, devices: dict[str, str]) -> list[int]:

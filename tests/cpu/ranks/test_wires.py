@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from torch import nn
 
+import autosplit
 from autosplit.device import HOST, Cluster, Device, Link
 from autosplit.ranks.joined import joined
 from autosplit.ranks.wires import Wire, Wires, measure_wires
@@ -73,3 +76,28 @@ def test_what_a_rank_knows_of_its_own_links_is_kept() -> None:
         assert speed(cluster, "rank1/cuda:0", "rank1/cuda:1") == (7 * 10**9, 5)
         assert speed(cluster, "rank1/cuda:1", "rank1/cuda:0") == speed(of_rank(), "cuda:1", "cuda:0")
     assert "links: not measured" in joined({0: of_rank(), 1: of_rank()}, None).assumptions
+
+
+class Small(nn.Module):
+    """Layers that no link is worth leaving a rank for."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(torch.tanh(self.layers(x)), y)
+
+
+def slowly_linked() -> Cluster:
+    devices = tuple(Device(name=f"rank{i}/cpu", kind="cpu", memory_bytes=2**30) for i in range(2))
+    return Cluster(devices=devices, default_bandwidth_bytes_per_s=10**6, default_latency_ns=10**6)
+
+
+def test_each_rank_of_a_pipeline_has_weights_to_train_however_slow_the_way() -> None:
+    args = (torch.randn(8, 8), torch.randn(8, 8))
+    asked = {"strategy": "pipeline", "mode": "train", "microbatches": 4, "profile": False}
+    plan = autosplit.plan(Small(4), slowly_linked(), args, **asked)
+    assert set(plan.weights.values()) == {"rank0/cpu", "rank1/cpu"}
+    with pytest.raises(autosplit.PlanError, match="weight to train: use fewer ranks"):
+        autosplit.plan(Small(1), slowly_linked(), args, **asked)

@@ -62,6 +62,25 @@ def on_ranks(
     return losses, split.plan
 
 
+def in_one_process(name: str, **how: Any) -> list[float]:
+    """The losses of a pipeline over two virtual devices of this process; ``how`` goes to partition."""
+    warnings.simplefilter("ignore", UserWarning)
+    with autosplit.sim.cluster("2x64MiB") as cluster:
+        split = autosplit.partition(
+            build(name), cluster.devices, kwargs=batch(name), strategy="pipeline", profile=False, **how
+        )
+        assert len(split.plan.pipeline.stages) == 2
+        optimizer = optimizer_of(name, split.parameters())
+        losses = []
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss = split(**batch(name, step))["loss"]
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+    return losses
+
+
 def with_schedule(plan: autosplit.Plan, schedule: Any, replicas: int = 1) -> autosplit.Plan:
     """The same stages in another order of passes, in so many replicas."""
     pipeline = msgspec.structs.replace(plan.pipeline, schedule=schedule)
