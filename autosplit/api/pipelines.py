@@ -229,8 +229,13 @@ class Pipelines:
     @cached_property
     def _followed(self) -> Samples:
         """Where the samples are, by the whole call and a capture of fewer."""
-        large = max(self.samples, self._reference + 1)
-        return follow_samples(self.trials.problem(self._reference).program, self.trials.problem(large).program)
+        large, small = self._followable
+        return follow_samples(self.trials.problem(small).program, self.trials.problem(large).program)
+
+    @property
+    def _followable(self) -> tuple[int, int]:
+        """Two numbers of samples, the larger first, of which programs tell where the samples are."""
+        return max(self.samples, self._reference + 1), self._reference
 
     def _pieces(self, sketch: Sketch) -> Pieces:
         """The captures that its calls are made of."""
@@ -257,7 +262,7 @@ class Pipelines:
 
     def _evaluated(self, sketch: Sketch, problem: Problem) -> Candidate:
         """The pipeline run on fakes: all its micro-batches, or of a large model each device's share of them."""
-        if len(problem.graph) * sketch.microbatches > _MOST_RUN:
+        if len(problem.graph) * sketch.microbatches > _MOST_RUN and self._is_alike(problem.program):
             return self._held(sketch, problem).evaluate(sketch.placement)
         parts = sizes(self.samples, sketch.microbatches)
         return evaluate_pipeline(self.problem, sketch.placement, sketch.pipeline, self._pieces(sketch), parts)
@@ -285,9 +290,16 @@ class Pipelines:
         """The problem of one micro-batch; what was measured of the whole batch is lent to its estimates."""
         posed = self.trials.problem(self._size(sketch.microbatches))
         problem = Problem(self.trials.model, self.request, posed.captured, self.problem.io_device)
-        if self.problem.timed.source == "estimated":
+        if not self._is_alike(posed.program):
+            graph = self._graph(sketch.microbatches)  # of the operators that the plan names
+            problem.__dict__.update(timed=replace(self.problem.timed, source="estimated"), graph=graph)
+        elif self.problem.timed.source == "estimated":
             problem.__dict__["timed"] = self.problem.timed  # nothing to measure or to read again
         return problem
+
+    def _is_alike(self, program: Program) -> bool:
+        """Whether it runs the operators of the whole call, by whose names a plan places."""
+        return [*program.names.values()] == [*self.problem.program.names.values()]
 
     def _held(self, sketch: Sketch, problem: Problem) -> Problem:
         """The problem with as many micro-batches in flight as the schedule holds."""
@@ -314,7 +326,10 @@ class Pipelines:
             return self.problem.graph
         others = [batch for batch in self.trials.captured if batch not in (None, self.samples)]
         other = size if size in others or not others else others[0]
-        program = self.trials.scaled(self.samples, other or size).program(size)
+        try:
+            program = self.trials.scaled(self.samples, other or size).program(size)
+        except PlanError:  # of one sample many a model runs other operators
+            program = self.trials.scaled(*self._followable).program(size)
         return self.problem.costed(program)
 
     def _schedules(self) -> list[Order]:

@@ -28,7 +28,7 @@ from autosplit.placement import Plan
 from autosplit.program import Program, closed_on_error
 from autosplit.ranks.across import Crew, RankCall
 from autosplit.ranks.engine import ranks_of_stages
-from autosplit.ranks.held import absent, hold_only
+from autosplit.ranks.held import ReplicatedStages, absent, hold_only
 from autosplit.ranks.seats import Seat, gather, rank_of, seats_of_mesh, take_seats
 from autosplit.runtime import SplitState, install, place_weights
 from autosplit.samples import Samples
@@ -114,7 +114,7 @@ def apply_across(model: nn.Module, plan: Plan, seat: Seat, frontend: Frontend, c
     if seat.twins is None or not any(parameter.requires_grad for parameter in model.parameters()):
         return model
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, absent(model))
-    wrapped = DistributedDataParallel(model, process_group=seat.twins)
+    wrapped = ReplicatedStages(model, process_group=seat.twins)
     wrapped.plan, wrapped.replica = plan, seat.replica  # type: ignore[assignment]  # as on the model
     return wrapped
 

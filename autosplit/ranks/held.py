@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autosplit.runtime import place_weights
 
@@ -36,6 +37,18 @@ def absent(module: nn.Module) -> set[str]:
             if tensor is not None and tensor.is_meta:
                 found.add(f"{path}.{key}" if path else key)
     return found
+
+
+class ReplicatedStages(DistributedDataParallel):
+    """DistributedDataParallel over a rank's stages: its parameters and buffers are those that the rank holds."""
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those that are here."""
+        return ((name, weight) for name, weight in super().named_parameters(*args, **kwargs) if not weight.is_meta)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those that are here."""
+        return ((name, buffer) for name, buffer in super().named_buffers(*args, **kwargs) if not buffer.is_meta)
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -48,6 +48,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 
 def load(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, **how: Any) -> None:
+    model = getattr(model, "module", model)  # torch looks for all of a model's weights in DistributedDataParallel
     state = state_of(model, optimizer)
     dcp.load(state, checkpoint_id=path, **how)
     set_model_state_dict(model, state["model"])
