@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal
 
 from autosplit.api.batch import Trials
-from autosplit.api.pipelining import Pieces, check_alike, evaluate_pipeline
+from autosplit.api.microbatches import MicroBatches, Order
+from autosplit.api.pipelining import check_alike, evaluate_pipeline
 from autosplit.api.problem import Candidate, Problem
 from autosplit.api.search import does_not_fit, over
 from autosplit.device import HOST, Cluster
@@ -20,19 +19,16 @@ from autosplit.estimate.spans import of_pipeline
 from autosplit.graph import CostGraph
 from autosplit.pipeline.batches import sizes
 from autosplit.placement import CostModel, Objective, Pipeline, Placement, Span
-from autosplit.predict import Workload
 from autosplit.program import Program, Spec
 from autosplit.ranks.seats import rank_of
-from autosplit.samples import Samples, follow_samples
+from autosplit.samples import Samples
 from autosplit.solvers import solve
-
-Order = Literal["gpipe", "1f1b"]
 
 _MOST_FOR_A_STAGE = 8
 """Micro-batches for each stage: more would win less than a hundredth of the bubble, and small operators lose more."""
 
 _MOST_RUN = 40_000
-"""Nodes times micro-batches that are run on fakes to see what they hold: some ten seconds."""
+"""Nodes times micro-batches that are run on fakes to see what they hold, where the share of each device is more."""
 
 _SHARES = (1.0, 0.94, 0.88, 0.82, 0.76)
 """Of each capacity: tried in turn, as what is reserved beyond the estimate is not smooth in the placement."""
@@ -123,6 +119,7 @@ class Pipelines:
     def __init__(self, trials: Trials, problem: Problem) -> None:
         self.trials, self.problem, self.request = trials, problem, problem.request
         self.samples = trials.example.samples or 0
+        self.small = MicroBatches(trials, problem)
 
     def obstacle(self) -> str | None:
         """What stands against any pipeline; None when nothing is known to."""
@@ -205,7 +202,7 @@ class Pipelines:
             CapacityError: no try fits.
             PlanError: micro-batches of that size compute something else, or may and a pipeline was not asked for.
         """
-        problem, said = self._posed(sketch), self._unlike(sketch)
+        problem, said = self.small.posed(sketch.microbatches), self._unlike(sketch)
         misses: list[tuple[int, Problem, Candidate]] = []
         seen: set[tuple[str, ...]] = set()
         for found in self._tries(sketch, problem):
@@ -216,36 +213,14 @@ class Pipelines:
             candidate = self._evaluated(found, problem)
             short = sum(over(self.problem, candidate).values())
             if not short:
-                return Piped(found, problem, candidate, self._followed, said)
+                return Piped(found, problem, candidate, self.small.followed, said)
             misses.append((short, problem, candidate))
         _, held, candidate = min(misses, key=lambda miss: miss[0])
         raise does_not_fit(held, candidate)
 
-    @cached_property
-    def _reference(self) -> int:
-        """A number of samples that is captured already, as far as there is one; of one sample a batch is not told."""
-        return next((batch for batch in self.trials.captured if batch and 1 < batch < self.samples), 2)
-
-    @cached_property
-    def _followed(self) -> Samples:
-        """Where the samples are, by the whole call and a capture of fewer."""
-        large, small = self._followable
-        return follow_samples(self.trials.problem(small).program, self.trials.problem(large).program)
-
-    @property
-    def _followable(self) -> tuple[int, int]:
-        """Two numbers of samples, the larger first, of which programs tell where the samples are."""
-        return max(self.samples, self._reference + 1), self._reference
-
-    def _pieces(self, sketch: Sketch) -> Pieces:
-        """The captures that its calls are made of."""
-        parts = {*sizes(self.samples, sketch.microbatches)}
-        small = {part: self.trials.problem(part).program for part in parts}
-        return Pieces(small, self._followed, (self._reference, self.trials.problem(self._reference).program))
-
     def _refuse_mixing(self) -> None:
         """Micro-batches that would compute something else are only for those who ask for them."""
-        found = self._followed
+        found = self.small.followed
         unknown = [place for place, merge in enumerate(found.outputs) if merge is None]
         if unknown and found.mixing:
             raise PlanError(f"output {unknown[0]} cannot be merged from those of micro-batches: {found.mixing[0]}")
@@ -254,7 +229,7 @@ class Pipelines:
 
     def _unlike(self, sketch: Sketch) -> tuple[str, ...]:
         """What is to be said of micro-batches of a size in which samples were not followed; for those who ask alone."""
-        pieces = self._pieces(sketch)
+        pieces = self.small.pieces(sketch.microbatches)
         said = tuple(filter(None, (check_alike(pieces, part) for part in sorted(pieces.small))))
         if said and self.request.strategy == "auto":
             raise PlanError(said[0])
@@ -262,10 +237,14 @@ class Pipelines:
 
     def _evaluated(self, sketch: Sketch, problem: Problem) -> Candidate:
         """The pipeline run on fakes: all its micro-batches, or of a large model each device's share of them."""
-        if len(problem.graph) * sketch.microbatches > _MOST_RUN and self._is_alike(problem.program):
-            return self._held(sketch, problem).evaluate(sketch.placement)
+        if len(problem.graph) * sketch.microbatches > _MOST_RUN and self.small.is_alike(problem.program):
+            workload = self.small.workload(sketch.microbatches, sketch.schedule, sketch.devices)
+            if workload.passes < sketch.microbatches:
+                return self.small.held(problem, workload).evaluate(sketch.placement)
         parts = sizes(self.samples, sketch.microbatches)
-        return evaluate_pipeline(self.problem, sketch.placement, sketch.pipeline, self._pieces(sketch), parts)
+        return evaluate_pipeline(
+            self.problem, sketch.placement, sketch.pipeline, self.small.pieces(sketch.microbatches), parts
+        )
 
     def _tries(self, sketch: Sketch, problem: Problem) -> Iterator[Sketch]:
         """The sketch at the costs of its own capture, then others that hold less by the estimate.
@@ -286,52 +265,6 @@ class Pipelines:
                 except CapacityError:
                     break
 
-    def _posed(self, sketch: Sketch) -> Problem:
-        """The problem of one micro-batch; what was measured of the whole batch is lent to its estimates."""
-        posed = self.trials.problem(self._size(sketch.microbatches))
-        problem = Problem(self.trials.model, self.request, posed.captured, self.problem.io_device)
-        if not self._is_alike(posed.program):
-            graph = self._graph(sketch.microbatches)  # of the operators that the plan names
-            problem.__dict__.update(timed=replace(self.problem.timed, source="estimated"), graph=graph)
-        elif self.problem.timed.source == "estimated":
-            problem.__dict__["timed"] = self.problem.timed  # nothing to measure or to read again
-        return problem
-
-    def _is_alike(self, program: Program) -> bool:
-        """Whether it runs the operators of the whole call, by whose names a plan places."""
-        return [*program.names.values()] == [*self.problem.program.names.values()]
-
-    def _held(self, sketch: Sketch, problem: Problem) -> Problem:
-        """The problem with as many micro-batches in flight as the schedule holds."""
-        model = CostModel(microbatches=sketch.microbatches, schedule=sketch.schedule)
-        count = len(sketch.devices)
-        in_flight = {device: model.in_flight(count - stage) for stage, device in enumerate(sketch.devices)}
-        held = replace(
-            problem,
-            request=replace(
-                self.request, workload=Workload(microbatches=sketch.microbatches, in_flight=in_flight), batch=None
-            ),
-        )
-        held.__dict__.update({name: problem.__dict__[name] for name in ("timed", "graph") if name in problem.__dict__})
-        return held
-
-    def _size(self, microbatches: int) -> int:
-        """Samples of the largest micro-batch."""
-        return -(-self.samples // microbatches)
-
-    def _graph(self, microbatches: int) -> CostGraph:
-        """The costs of one micro-batch, on the line through the whole batch and another capture."""
-        size = self._size(microbatches)
-        if size == self.samples:
-            return self.problem.graph
-        others = [batch for batch in self.trials.captured if batch not in (None, self.samples)]
-        other = size if size in others or not others else others[0]
-        try:
-            program = self.trials.scaled(self.samples, other or size).program(size)
-        except PlanError:  # of one sample many a model runs other operators
-            program = self.trials.scaled(*self._followable).program(size)
-        return self.problem.costed(program)
-
     def _schedules(self) -> list[Order]:
         asked = self.request.schedule
         if asked in ("gpipe", "1f1b"):
@@ -340,7 +273,7 @@ class Pipelines:
 
     def _solved(self, microbatches: int) -> Sketch:
         """The best stages; in the first order of passes that fits."""
-        graph = self._graph(microbatches)
+        graph = self.small.graph(microbatches)
         refused: CapacityError | None = None
         for schedule in self._schedules():
             try:
@@ -371,7 +304,7 @@ class Pipelines:
 
     def _again(self, sketch: Sketch, microbatches: int) -> Sketch | None:
         """The same stages with another number of micro-batches; None where they do not fit."""
-        found = self._timed(self._graph(microbatches), sketch.placement, microbatches, sketch.schedule)
+        found = self._timed(self.small.graph(microbatches), sketch.placement, microbatches, sketch.schedule)
         has = self.problem.has_bytes()
         return found if all(size <= has[name] for name, size in found.peaks.items()) else None
 

@@ -49,6 +49,12 @@ class Workload:
                 "give one micro-batch or more, and of them one to all in flight"
             )
 
+    @property
+    def passes(self) -> int:
+        """Passes of the whole program that a prediction runs: a device's memory depends on its own number in flight."""
+        held = {*self.in_flight.values()} if isinstance(self.in_flight, Mapping) else {self.in_flight}
+        return sum(min(self.microbatches, count + _STEADY) for count in held)
+
     def held_on(self, device: str) -> int:
         """Micro-batches in flight on a device."""
         return self.in_flight.get(device, 1) if isinstance(self.in_flight, Mapping) else self.in_flight

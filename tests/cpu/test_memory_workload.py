@@ -180,3 +180,11 @@ def test_a_static_cache_is_held_once_at_its_full_length() -> None:
     assert plan.capture == "graph"
     held = sum(device.breakdown.cache_bytes for device in plan.prediction.devices.values())
     assert cache_bytes(TOTAL) <= held <= cache_bytes(TOTAL) + LAYERS * 512  # and how far each layer's is filled
+
+
+def test_passes_that_a_prediction_runs() -> None:
+    """Once for each number in flight, and two micro-batches more; never more than there are."""
+    assert Workload().passes == 1
+    assert Workload(microbatches=32).passes == 3
+    assert Workload(microbatches=32, in_flight={"a": 4, "b": 3, "c": 2, "d": 1}).passes == 6 + 5 + 4 + 3
+    assert Workload(microbatches=4, in_flight={"a": 4, "b": 4}).passes == 4
