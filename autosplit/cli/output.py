@@ -18,7 +18,14 @@ _SPEAK_UP_AFTER_S = 1.0
 
 def show(renderable: RenderableType, *, err: bool = False) -> None:
     """Print through rich; NO_COLOR turns every escape sequence off, bold too. Messages on stderr stay in one line."""
-    _console(err).print(renderable, soft_wrap=err)
+    console = _console(err)
+    if err or console.is_terminal:
+        console.print(renderable, soft_wrap=err)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():  # rich fills cells up to the margin, which a file has no use for
+        click.echo(line.rstrip())
 
 
 @contextlib.contextmanager

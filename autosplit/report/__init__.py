@@ -311,12 +311,22 @@ def _figures(plan: Plan) -> Iterator[Text]:
     said = [*_idle(plan, compute_ns), *_against_one_device(plan)]
     if said:
         yield Text("  ".join(said))
+    yield Text(_solved(plan))
+
+
+_OBJECTIVES = {"latency": "one step", "throughput": "slowest device", "memory": "fullest device"}
+
+
+def _solved(plan: Plan) -> str:
+    """What was solved for, and how far from the best it may be."""
     say = format_bytes if plan.objective == "memory" else format_ns
+    is_staged = plan.objective == "throughput" and plan.pipeline is not None
+    of = "slowest stage" if is_staged else _OBJECTIVES[plan.objective]
+    value = f"{plan.objective} ({of}) {say(plan.value)}"
     if not plan.bound:
-        yield Text(f"{plan.objective} {say(plan.value)}  no lower bound proved")
-        return
+        return f"{value}  no lower bound proved"
     gap = (plan.value - plan.bound) / plan.value if plan.value else 0.0
-    yield Text(f"{plan.objective} {say(plan.value)}  lower bound {say(plan.bound)}  gap {gap:.1%}")
+    return f"{value}  lower bound {say(plan.bound)}  gap {gap:.1%}"
 
 
 def html_fragment(plan: Plan) -> str:

@@ -76,7 +76,7 @@ gpu:0  gpu:1  16.0 MiB  681.1 us  layers.16 add
 
 step 7.9 s  compute 7.0 s, transfers 900.0 ms  times: estimated, unmeasured
 idle 56%
-latency 7.9 s  lower bound 7.1 s  gap 10.1%
+latency (one step) 7.9 s  lower bound 7.1 s  gap 10.1%
 assumes:
  - times: roofline estimate, unmeasured; backward taken as 2 x forward; one at a
    time
@@ -105,7 +105,7 @@ def test_single_has_no_transfers_and_no_assumptions():
         "device  memory      peak of capacity    weights  busy  runs\n"
         "gpu:0   █░░░░░░░░░   1.0 of 16.0 GiB  512.0 MiB    0%  the whole model\n\n"
         "step 0 ns  compute 4.0 s, transfers 0 ns  times: estimated, unmeasured\n"
-        "memory 1.0 GiB  no lower bound proved\n"
+        "memory (fullest device) 1.0 GiB  no lower bound proved\n"
     )
 
 
@@ -136,7 +136,7 @@ def test_measured_times_and_a_proved_optimum_are_said_as_such():
     prediction = Prediction(devices={}, step_ns=5_000, transfer_ns=0, time_source="measured")
     text = report.text(made(prediction=prediction, value=5_000, bound=5_000))
     assert "times: measured" in text
-    assert "latency 5.0 us  lower bound 5.0 us  gap 0.0%" in text
+    assert "latency (one step) 5.0 us  lower bound 5.0 us  gap 0.0%" in text
 
 
 def test_many_transfers_are_summed_by_pair():
