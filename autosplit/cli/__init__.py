@@ -20,7 +20,7 @@ from autosplit.cli.files import PLAN_FILE, check, diff, read_plan
 from autosplit.cli.launch import run
 from autosplit.cli.options import allow_code_option, debug_option, input_option, json_option
 from autosplit.cli.pictures import draw, pictures
-from autosplit.cli.shell import completion, schema
+from autosplit.cli.shell import complete_devices, completion, schema
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -85,6 +85,7 @@ def autosplit() -> None:
     "--devices",
     required=True,
     metavar="SPEC",
+    shell_complete=complete_devices,
     help="4xA100-80GB or 2x24GiB (described), cuda:0,cuda:1, auto, or cluster.toml.",
 )
 @click.option("--for", "mode", type=click.Choice(get_args(Mode)), default="infer", show_default=True)
@@ -200,7 +201,7 @@ def plan(
     _show(made, as_json)
 
 
-@autosplit.command()
+@autosplit.command(short_help="Print a plan that was saved.")
 @click.argument("file", type=PLAN_FILE)
 @pictures
 @json_option
@@ -212,8 +213,8 @@ def show(file: str, as_json: bool, **drawn: Path | None) -> None:
     _show(stored, as_json)
 
 
-@autosplit.command()
-@click.argument("spec", required=False)
+@autosplit.command(short_help="List devices and what is known of them.")
+@click.argument("spec", required=False, shell_complete=complete_devices)
 @click.option("--measure", is_flag=True, help="Measure the links between devices that are present, and check them.")
 @click.option("--catalogue", is_flag=True, help="List the devices that a spec can name, with the sources.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a cluster.toml.")
@@ -248,7 +249,7 @@ def devices(*, spec: str | None, measure: bool, catalogue: bool, out: Path | Non
     _list(inventory.document(stock) if as_json else inventory.listing(stock))
 
 
-@autosplit.command()
+@autosplit.command(short_help="Train a model that fits no virtual device.")
 @json_option
 @debug_option
 def demo(*, as_json: bool) -> int:

@@ -33,7 +33,7 @@ def read_plan(file: str) -> Plan:
         return Plan.load(file)
 
 
-@click.command()
+@click.command(short_help="Tell what differs between two plans.")
 @click.argument("before", type=PLAN_FILE)
 @click.argument("after", type=PLAN_FILE)
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where the plans differ.")
@@ -56,7 +56,7 @@ def diff(*, before: str, after: str, exit_code: bool, as_json: bool) -> int:
     return int(exit_code and one != two)
 
 
-@click.command()
+@click.command(short_help="Check a plan, also against a model or devices.")
 @click.argument("file", type=PLAN_FILE)
 @click.argument("model", required=False)
 @input_option

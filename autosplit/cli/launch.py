@@ -7,7 +7,10 @@ import click
 from autosplit.cli import output
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    short_help="Run a script on several processes.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.option(
     "--devices",
     metavar="SPEC",

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
 import click
+from click.shell_completion import CompletionItem
+
+_COUNTED = re.compile(r"(?:.*,)?(?:\d+x)?", re.IGNORECASE)
+_WORDS = ("auto", "cpu", "cuda", "cluster.toml")
+
+
+def complete_devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names that a SPEC of devices may go on with, after a number ("4x") and after a comma too."""
+    from autosplit.catalogue import ENTRIES
+
+    counted = _COUNTED.match(incomplete)
+    before = counted.group() if counted else ""
+    names = [before + entry.name for entry in ENTRIES]
+    return [CompletionItem(name) for name in (*_WORDS, *names) if name.lower().startswith(incomplete.lower())]
+
 
 _SCHEMAS = ("plan", "cluster", "error", "diff", "check", "devices", "catalogue", "demo")  # as report.DOCUMENTS
 
 
-@click.command()
+@click.command(short_help="Print what makes a shell complete commands.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(*, shell: str) -> None:
     """Print what makes SHELL complete the words of autosplit.
@@ -27,7 +44,7 @@ def completion(*, shell: str) -> None:
     click.echo(found.source_template % found.source_vars())
 
 
-@click.command()
+@click.command(short_help="Print the JSON schema of a --json document.")
 @click.argument("name", type=click.Choice(_SCHEMAS))
 def schema(*, name: str) -> None:
     """Print the JSON schema of what --json prints; "cluster" is a cluster.toml, "error" any command that fails."""

@@ -14,6 +14,7 @@ import autosplit
 from autosplit import __version__
 from autosplit.cli import main
 from autosplit.cli.inputs import InputSpec, form_of, parse_inputs
+from autosplit.cli.shell import complete_devices
 from autosplit.device import parse_cluster
 from autosplit.placement import DevicePrediction, Plan, Prediction, Transfer
 from autosplit.report import DOCUMENTS
@@ -21,6 +22,7 @@ from autosplit.report import DOCUMENTS
 TORCHLESS = """
 import sys
 from autosplit.cli import main
+from autosplit.cli.shell import complete_devices
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules, "torch was imported"
 assert "networkx" not in sys.modules, "networkx was imported"
@@ -367,6 +369,21 @@ def test_what_is_completed():
         check=False,
     )
     assert "--strategy" in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "some"),
+    [("4xa100", "4xA100-80GB"), ("2xT4,1xl", "2xT4,1xL4"), ("cl", "cluster.toml"), ("rtx3", "RTX3090"), ("9zz", "")],
+)
+def test_names_of_devices_are_completed(typed, some):
+    found = [item.value for item in complete_devices(None, None, typed)]
+    assert some in found if some else found == []
+    assert all(name.lower().startswith(typed.lower()) for name in found)
+
+
+def test_each_command_says_what_it_does_in_one_line(capsys):
+    assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 def test_an_unknown_shell(capsys):
