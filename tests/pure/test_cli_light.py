@@ -22,7 +22,6 @@ from autosplit.report import DOCUMENTS
 TORCHLESS = """
 import sys
 from autosplit.cli import main
-from autosplit.cli.shell import complete_devices
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules, "torch was imported"
 assert "networkx" not in sys.modules, "networkx was imported"
