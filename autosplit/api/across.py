@@ -11,6 +11,7 @@ import msgspec
 import torch.distributed as dist
 from torch import nn
 
+from autosplit.api.given import seated
 from autosplit.api.planning import make_plan
 from autosplit.api.problem import Request
 from autosplit.api.ranks import apply_across, own_cluster, seat_of
@@ -18,7 +19,7 @@ from autosplit.capture import Captured, Frontend, climb
 from autosplit.device import Cluster
 from autosplit.errors import CapacityError, PlanError
 from autosplit.hardware import DevicesLike, is_mesh, torch_devices
-from autosplit.placement import Plan, check_plan
+from autosplit.placement import Plan, check_plan, renamed
 from autosplit.ranks.joined import joined
 from autosplit.ranks.seats import decided_by_first, gather, rank_name, rank_of, seats_of_mesh
 from autosplit.ranks.wires import Wires, measure_wires
@@ -70,7 +71,10 @@ def partition_across(
         layouts = _layouts(devices, request, clusters, wires)
         return _first_that_fits(model, frontend, args, kwargs, ask, layouts).to_json()
 
-    made = Plan.from_json(decided_by_first(decide)) if plan is None else plan
+    if plan is None:
+        made = Plan.from_json(decided_by_first(decide))
+    else:
+        made = seated(plan, joined(dict(enumerate(clusters)), None))
     check_plan(made)
     if made.fingerprint != weight_signature(model):
         raise PlanError(
@@ -183,15 +187,4 @@ def _renamed(plan: Plan, place: Mapping[int, int]) -> Plan:
     if set(names.values()) != set(names) or any(alike[name] != alike[other] for name, other in names.items()):
         ranks = ", ".join(map(str, place))
         raise PlanError(f"the stages run best on ranks {ranks}, in this order, and these differ: start them so")
-    devices = plan.prediction.devices
-    return msgspec.structs.replace(
-        plan,
-        placement={node: names[home] for node, home in plan.placement.items()},
-        weights={weight: names[home] for weight, home in plan.weights.items()},
-        transfers=tuple(
-            msgspec.structs.replace(t, src=names.get(t.src, t.src), dst=names.get(t.dst, t.dst)) for t in plan.transfers
-        ),
-        prediction=msgspec.structs.replace(
-            plan.prediction, devices={names[name]: predicted for name, predicted in devices.items()}
-        ),
-    )
+    return msgspec.structs.replace(renamed(plan, names), cluster=plan.cluster)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from torch import nn
 
 from autosplit.api.batch import Example
@@ -20,7 +21,8 @@ from autosplit.errors import CapacityError, DeviceError, PlanError
 from autosplit.files import quoted
 from autosplit.hardware import absent, memory_of
 from autosplit.optimizers import OptimizerLike
-from autosplit.placement import Plan, check_plan
+from autosplit.placement import Plan, check_plan, renamed
+from autosplit.ranks.seats import rank_of
 from autosplit.runtime import unsplit_class
 from autosplit.units import format_bytes
 
@@ -154,6 +156,32 @@ def with_inputs(
     return (plan if _holds(plan, fresh) else _costed_again(plan, fresh)), captured
 
 
+def seated(plan: Plan, cluster: Cluster) -> Plan:
+    """The plan on ``cluster``'s devices, one after the other, where it was made for devices that were described.
+
+    A device of "4xA100-80GB" has a name that no machine knows; one of a machine keeps its own.
+    """
+    planned, given = plan.cluster.devices, cluster.devices
+    if len(planned) > len(given) or not all(_is_described(device.name) for device in planned):
+        return plan
+    names = {device.name: other.name for device, other in zip(planned, given, strict=False)}
+    if all(name == other for name, other in names.items()):
+        return plan
+    pairs = [f"{a.name} ({a.kind}) is {b.name} ({b.kind})" for a, b in zip(planned, given, strict=False)]
+    said = f"devices: planned for others than it runs on, in their order: {', '.join(pairs)}"
+    made = msgspec.structs.replace(plan, assumptions=(said, *plan.assumptions))
+    made.__dict__.update(plan.__dict__)  # whether its file was edited
+    return renamed(made, names)
+
+
+def _is_described(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return rank_of(name) is None
+    return False
+
+
 def refuse_devices(plan: Plan, cluster: Cluster) -> None:
     """Check that the plan's devices are among ``cluster``'s, and no smaller than it needs.
 
@@ -164,7 +192,8 @@ def refuse_devices(plan: Plan, cluster: Cluster) -> None:
     missing = [name for name in plan.cluster.names if name not in cluster.names]
     if missing:
         raise PlanError(
-            f"stale plan: it uses {', '.join(missing)}, but given are {', '.join(cluster.names)}; plan again"
+            f"stale plan: it uses {', '.join(missing)}, but given are {', '.join(cluster.names)}; plan again, or give "
+            "as many devices as were described"
         )
     _refuse_small(plan, {d.name: d.memory_bytes for d in cluster.devices if d.kind != "cpu"})
 

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from autosplit.api.across import is_across, partition_across
 from autosplit.api.asked import Asked, CaptureChoice
-from autosplit.api.given import PlanLike, given_plan, refuse_absent, refuse_devices, with_inputs, without_inputs
+from autosplit.api.given import PlanLike, given_plan, refuse_absent, refuse_devices, seated, with_inputs, without_inputs
 from autosplit.api.pipelining import PipelineCaller
 from autosplit.api.planning import make_plan
 from autosplit.api.problem import (
@@ -213,6 +213,7 @@ def partition(
     cluster = resolve(devices)
     torch_devices(cluster)
     if known is not None:
+        known = seated(known, cluster)
         refuse_devices(known, cluster)
     asked = Asked(
         cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule

@@ -15,6 +15,7 @@ from autosplit.placement.plan import (
     fingerprint,
 )
 from autosplit.placement.prediction import Breakdown, Count, DevicePrediction, Prediction, Span, Timeline, TimeSource
+from autosplit.placement.renamed import renamed
 
 __all__ = [
     "DIRECT",
@@ -41,4 +42,5 @@ __all__ = [
     "check_placement",
     "check_plan",
     "fingerprint",
+    "renamed",
 ]

@@ -238,6 +238,31 @@ def test_device_names_are_never_more_than_names(file, name):
     assert "\x1b" not in str(caught.value)
 
 
+def test_a_plan_for_described_devices_runs_on_as_many(tmp_path, devices):
+    path = tmp_path / "plan.json"
+    autosplit.plan(Net(), "2x4MiB", (X,), mode="infer", placement={"a": "gpu:0", "b": "gpu:0", "c": "gpu:1"}).save(path)
+    model = Net()
+    want = model(X)
+    split = autosplit.partition(model, devices, (X,), plan=path)
+    assert set(split.plan.placement.values()) == {"sim:0", "sim:1"}
+    assert split.plan.io_device == "host"
+    assert set(split.plan.weights.values()) == {"sim:0", "sim:1"}
+    assert split.plan.assumptions[0] == (
+        "devices: planned for others than it runs on, in their order: gpu:0 (4MiB) is sim:0 (sim), "
+        "gpu:1 (4MiB) is sim:1 (sim)"
+    )
+    assert torch.equal(split(X), want)
+    with pytest.raises(PlanError, match="give as many devices as were described"):
+        autosplit.partition(Net(), devices[:1], (X,), plan=path)
+    small = {"sim:0": "256KiB", "sim:1": "256KiB"}
+    with pytest.raises(CapacityError, match=r"on sim:0, which has 256\.0 KiB"):
+        autosplit.partition(Net(), small, (X,), plan=path)
+    document = json.loads(path.read_text())
+    document["reason"] = "another"
+    path.write_text(json.dumps(document))
+    assert autosplit.partition(Net(), devices, (X,), plan=path).plan.assumptions[0].startswith("costed again")
+
+
 def test_no_plan_and_no_file(tmp_path, devices):
     with pytest.raises(PlanError, match="plan is a int"):
         autosplit.partition(Net(), devices, plan=3)
