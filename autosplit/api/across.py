@@ -17,7 +17,7 @@ from autosplit.api.problem import Request
 from autosplit.api.ranks import apply_across, own_cluster, seat_of
 from autosplit.capture import Captured, Frontend, climb
 from autosplit.device import Cluster
-from autosplit.errors import CapacityError, PlanError
+from autosplit.errors import AutosplitError, CapacityError, PlanError
 from autosplit.hardware import DevicesLike, is_mesh, torch_devices
 from autosplit.placement import Plan, check_plan, renamed
 from autosplit.ranks.joined import joined
@@ -62,7 +62,7 @@ def partition_across(
     clusters = gather(own)
     frontend = Frontend(model, unsplit_class(model))
     request = ask(own)
-    captured = _captured(frontend, args, kwargs, request)
+    captured = _agreed(lambda: _captured(frontend, args, kwargs, request), (request.profile, plan is None))
     wires = None
     if plan is None and request.profile is not False:
         wires = measure_wires(socket.gethostname(), torch_devices(own)[own.names[0]])
@@ -82,6 +82,36 @@ def partition_across(
             "(names, shapes or dtypes of the weights differ); plan again, or build the same model on every rank"
         )
     return apply_across(model, made, seat_of(devices, made.replicas), frontend, captured)
+
+
+def _agreed(make: Callable[[], Captured], asked: tuple[Any, ...]) -> Captured:
+    """What ``make`` returns, once all ranks have come so far and ask for the same.
+
+    Raises:
+        Exception: what ``make`` raised on this rank.
+        AutosplitError: what it raised on the first rank on which it did.
+        PlanError: the ranks ask for different things.
+    """
+    made: Captured | None = None
+    error: Exception | None = None
+    try:
+        made = make()
+    except Exception as raised:
+        error = raised
+    known = error if isinstance(error, AutosplitError) else error and f"{type(error).__name__}: {error}"
+    said = gather((known, asked))
+    if error is not None:
+        raise error
+    for rank, (other, wanted) in enumerate(said):
+        if other is not None:
+            raise other if isinstance(other, AutosplitError) else PlanError(f"rank {rank}: {other}")
+        if wanted != asked:
+            raise PlanError(
+                f"rank {rank} called partition with other profile= or plan= than rank {dist.get_rank()}: "
+                "call it alike on every rank"
+            )
+    assert made is not None  # nothing was raised
+    return made
 
 
 def _captured(frontend: Frontend, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request) -> Captured:

@@ -295,11 +295,15 @@ class Pipelines:
                 io_device=self.problem.io_device,
                 capacities={name: int(size * share) for name, size in self.problem.has_bytes().items()},
             )
-            idle = _idlers(graph, placement, self.request.mode)
+            idle = _idlers(graph, placement, self.problem.cluster.names, self.request.mode)
             if len(set(placement.devices.values())) > 1 and not idle:
                 return self._timed(graph, placement, microbatches, schedule)
         if idle:
-            raise PlanError(f"no cut into stages gives rank {min(idle)} a weight to train: use fewer ranks")
+            raise PlanError(
+                f"no cut into stages gives rank {min(idle)} a weight to train: use fewer ranks"
+                if self.request.mode == "train"
+                else f"no cut into stages gives rank {min(idle)} work: use fewer ranks"
+            )
         raise PlanError("no cut into stages is faster than all on one device")
 
     def _again(self, sketch: Sketch, microbatches: int) -> Sketch | None:
@@ -326,15 +330,18 @@ def returns_loss(program: Program) -> bool:
     return len(losses) == 1
 
 
-def _idlers(graph: CostGraph, placement: Placement, mode: str) -> set[int]:
-    """Ranks that would run a stage without a weight to train: they win little, and no optimizer takes no parameter."""
+def _idlers(graph: CostGraph, placement: Placement, names: Iterable[str], mode: str) -> set[int]:
+    """Ranks of the devices ``names`` that would run nothing, or in training nothing that has a weight to train.
+
+    The one is no stage, and the other wins little: no optimizer takes no parameter.
+    """
     trained = [t for t in graph.tensors.values() if t.kind == "parameter" and t.requires_grad]
 
     def ranks(devices: Iterable[str]) -> set[int]:
         return {known[0] for known in map(rank_of, devices) if known is not None}
 
-    holding = ranks(placement.devices[weight.producer] for weight in trained)
-    return ranks(placement.devices.values()) - holding if mode == "train" else set()
+    holding = (placement.devices[weight.producer] for weight in trained)
+    return ranks(names) - ranks(holding if mode == "train" else placement.devices.values())
 
 
 def labels_of(judge: Judge, devices: dict[str, str]) -> list[int]:

@@ -48,7 +48,7 @@ class Gate:
         """Make it again what ``open`` found."""
         if found is self._written:
             return
-        self._model.__class__ = found
+        self._model.__class__, self._owner = found, 0
         forward = self._model.__dict__.get("forward")
         if getattr(forward, "__func__", None) is self._forward:
             del self._model.__dict__["forward"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from autosplit.ranks.seats import gather
 from autosplit.units import format_ns
 
 _SIZES_BYTES = (2**12, 2**16, 2**20, 2**22)
-_REPEATS = 5
+_REPEATS = 9
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Wires:
 def measure_wires(host: str, device: torch.device) -> Wires:
     """The ways between the ranks of the world; every rank calls it, and all but two wait.
 
-    Half of the time that a tensor takes there and back, the median of a few for each of some sizes, and the line
+    Half of the time that a tensor takes there and back, the least of a few for each of some sizes, and the line
     through these.
 
     Args:
@@ -72,14 +71,15 @@ def measure_wires(host: str, device: torch.device) -> Wires:
         device: of this rank; tensors cross from it where the backend can, as they do in a pipeline.
     """
     hosts = gather(host)
-    if dist.get_backend() == "gloo":
+    backends = dict(pair.split(":", 1) for pair in str(dist.get_backend_config()).split(","))
+    if backends.get(device.type, "gloo") == "gloo":
         device = torch.device("cpu")
     near, far = _first_pair(hosts, same=True), _first_pair(hosts, same=False)
     return Wires(hosts, _measure(near, device), _measure(far, device))
 
 
 def _first_pair(hosts: Sequence[str], *, same: bool) -> tuple[int, int] | None:
-    pairs = pairwise(range(len(hosts)))
+    pairs = combinations(range(len(hosts)), 2)
     return next(((a, b) for a, b in pairs if (hosts[a] == hosts[b]) is same), None)
 
 
@@ -88,15 +88,15 @@ def _measure(pair: tuple[int, int] | None, device: torch.device) -> Wire | None:
         return None
     found = None
     if dist.get_rank() in pair:
-        found = fit([(size, _median_ns(pair, size, device)) for size in _SIZES_BYTES])
+        found = fit([(size, _least_ns(pair, size, device)) for size in _SIZES_BYTES])
     bandwidth, latency_ns = gather(found)[pair[0]]  # type: ignore[misc]  # it is one of the two
     return Wire(pair, bandwidth, latency_ns)
 
 
-def _median_ns(pair: tuple[int, int], size_bytes: int, device: torch.device) -> int:
+def _least_ns(pair: tuple[int, int], size_bytes: int, device: torch.device) -> int:
     data = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
     times = [_there_and_back_ns(pair, data) for _ in range(_REPEATS + 1)]
-    return max(1, round(statistics.median(times[1:]) / 2))  # the first warms up
+    return max(1, min(times[1:]) // 2)  # the first warms up; whatever else the machine does only adds to the others
 
 
 def _there_and_back_ns(pair: tuple[int, int], data: torch.Tensor) -> int:

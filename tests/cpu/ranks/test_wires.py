@@ -11,7 +11,7 @@ from torch import nn
 import autosplit
 from autosplit.device import HOST, Cluster, Device, Link
 from autosplit.ranks.joined import joined
-from autosplit.ranks.wires import Wire, Wires, measure_wires
+from autosplit.ranks.wires import Wire, Wires, _first_pair, measure_wires
 from ranks.harness import run_ranks
 
 NEAR, FAR = Wire((0, 1), 10**10, 2_000), Wire((1, 2), 10**9, 30_000)
@@ -101,3 +101,41 @@ def test_each_rank_of_a_pipeline_has_weights_to_train_however_slow_the_way() -> 
     assert set(plan.weights.values()) == {"rank0/cpu", "rank1/cpu"}
     with pytest.raises(autosplit.PlanError, match="weight to train: use fewer ranks"):
         autosplit.plan(Small(1), slowly_linked(), args, **asked)
+
+
+def unlike(rank: int, what: str) -> str:
+    class Reads(Small):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, y) if rank == 0 or what != "error" else x.missing
+
+    args = (torch.randn(8, 8), torch.randn(8, 8))
+    profile = rank == 0 if what == "profile" else False
+    try:
+        autosplit.partition(Reads(4), ["cpu"], args, strategy="pipeline", microbatches=4, profile=profile)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path: Path) -> None:
+    for said in run_ranks(unlike, 2, tmp_path / "profile", "profile"):
+        assert "other profile= or plan= than rank" in said
+    here, there = run_ranks(unlike, 2, tmp_path / "error", "error")
+    assert "missing" in here
+    assert "missing" in there
+
+
+def test_ranks_that_alternate_between_hosts_have_both_ways() -> None:
+    assert [_first_pair(["a", "b", "a", "b"], same=same) for same in (True, False)] == [(0, 2), (0, 1)]
+    assert _first_pair(["a", "b"], same=True) is None
+
+
+def test_no_rank_is_left_without_a_stage() -> None:
+    devices = tuple(Device(name=f"rank{i}/cpu", kind="cpu", memory_bytes=2**30) for i in range(3))
+    slow = Cluster(devices=devices, default_bandwidth_bytes_per_s=10**6, default_latency_ns=10**6)
+    args = (torch.randn(8, 8), torch.randn(8, 8))
+    for mode in ("train", "infer"):
+        plan = autosplit.plan(
+            Small(6), slow, args, strategy="pipeline", mode=mode, microbatches=4, schedule="gpipe", profile=False
+        )
+        assert set(plan.placement.values()) == {device.name for device in devices}
