@@ -6,10 +6,12 @@ fails, those already moved go back.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,22 +29,46 @@ _STATE = "_autosplit"
 class SplitState:
     """What a split module carries: how to call it, its plan, and the graph it ran last.
 
-    ``is_partial``: its other weights are with other ranks.
+    ``is_partial``: its other weights are with other ranks. ``lock`` is held by its calls. ``written`` is the class that
+    the user wrote, which ``install`` notes.
     """
 
-    def __init__(self, call: Call, plan: Plan | None = None, *, is_partial: bool = False) -> None:
+    written: type[nn.Module]
+
+    def __init__(self, call: Call, plan: Plan | None = None, *, is_partial: bool = False, lock: Any = None) -> None:
         self.call = call
         self.plan = plan
         self.is_partial = is_partial
+        self.lock = lock or threading.RLock()
         self.graph_module: fx.GraphModule | None = None
         self.stage_modules: tuple[fx.GraphModule, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SplitState:
+        copied = copy.copy(self)
+        copied.lock = memo.setdefault(id(self.lock), threading.RLock())  # that of its calls, where those have one
+        copied.call = copy.deepcopy(self.call, memo)
+        return copied
 
 
 def install(model: nn.Module, state: SplitState) -> None:
     """Make ``model`` call ``state.call``; its class becomes a subclass of the one it had."""
-    if _STATE not in model.__dict__:
+    known: SplitState | None = model.__dict__.get(_STATE)
+    state.written = type(model) if known is None else known.written
+    if known is None:
         model.__class__ = _subclass(type(model))
     model.__dict__[_STATE] = state
+
+
+def is_called_by(model: nn.Module, call: Call) -> bool:
+    """Whether ``call`` is what a call of the split ``model`` runs, still."""
+    state: SplitState = model.__dict__[_STATE]
+    return state.call is call
+
+
+def between_calls(model: nn.Module) -> AbstractContextManager[Any]:
+    """Waits for the call that another thread has of a split model, and keeps others waiting."""
+    state: SplitState | None = model.__dict__.get(_STATE)
+    return nullcontext() if state is None else state.lock
 
 
 def note_graph_module(model: nn.Module, graph_module: fx.GraphModule) -> None:
@@ -59,7 +85,8 @@ def note_stage_modules(model: nn.Module, stage_modules: Iterable[fx.GraphModule]
 
 def unsplit_class(model: nn.Module) -> type[nn.Module]:
     """The class that the user wrote, also when the model is split already."""
-    return type(model).__mro__[1] if _STATE in model.__dict__ else type(model)
+    state: SplitState | None = model.__dict__.get(_STATE)
+    return type(model) if state is None else state.written  # another thread may be in a call: type(model) is that then
 
 
 @contextmanager

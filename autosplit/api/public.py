@@ -40,7 +40,7 @@ from autosplit.optimizers import OptimizerLike
 from autosplit.placement import Plan
 from autosplit.ranks.seats import gather
 from autosplit.replicate import process_group_is_up, replicate
-from autosplit.runtime import SplitState, install, place_weights, unsplit, unsplit_class
+from autosplit.runtime import SplitState, between_calls, install, is_called_by, place_weights, unsplit, unsplit_class
 from autosplit.verification import verify as compare
 
 Model = nn.Module | ExportedProgram
@@ -105,7 +105,8 @@ def plan(
     model, args, kwargs = _as_module(model, args, kwargs)
     if args is None and kwargs is None:
         raise PlanError("no example inputs: pass args=(...) or kwargs={...} as you would call the model")
-    _check_model(model)
+    with between_calls(model):
+        _check_model(model)
     asked = Asked(
         resolve(devices),
         mode,
@@ -125,7 +126,8 @@ def plan(
             f"{type(model).__name__} has lazy weights without a shape: call it once on example inputs first "
             "(partition does so by itself)"
         )
-    return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
+    with between_calls(model):
+        return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
 
 
 def apply(model: Model, plan: PlanLike) -> nn.Module:
@@ -198,7 +200,8 @@ def partition(
         AutosplitError: as plan and apply; the model is then as it was.
     """
     model, args, kwargs = _as_module(model, args, kwargs)
-    _check_model(model)
+    with between_calls(model):
+        _check_model(model)
     known = None if plan is None else given_plan(plan)
     if is_across(strategy, known):
         if args is None and kwargs is None:
@@ -220,7 +223,8 @@ def partition(
     )
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify) if known is None else apply_captured(model, known)
-    return _partition_now(model, args, kwargs, asked, devices, verify=verify, known=known)
+    with between_calls(model):
+        return _partition_now(model, args, kwargs, asked, devices, verify=verify, known=known)
 
 
 def _partition_now(
@@ -305,7 +309,7 @@ def apply_captured(
     install_parts(model, plan, captured, lock)
     make = Caller if plan.pipeline is None else PipelineCaller
     caller = make(plan, frontend, is_graph=plan.capture == "graph", is_pinned=is_pinned, lock=lock)
-    install(model, SplitState(caller, plan))
+    install(model, SplitState(caller, plan, lock=lock))
     if plan.strategy == "replicate" and process_group_is_up():
         wrapped = replicate(model, devices[next(iter(plan.weights.values()))])
         wrapped.plan = plan  # type: ignore[assignment]  # the same attribute as on a split module
@@ -321,13 +325,18 @@ def _partition_at_first_call(model: nn.Module, asked: Asked, verify: bool) -> nn
     frontend = Frontend(model, unsplit_class(model))
 
     def first_call(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with between_calls(called):
+            if is_called_by(called, first_call):  # else another thread's call came before
+                decide(called, args, kwargs)
+        return called.forward(*args, **kwargs)  # the hooks of this call have run
+
+    def decide(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_uninitialised(called):
             with unsplit(called):
                 initialise(called, args, kwargs)
         own = frontend if called is model else Frontend(called, unsplit_class(called))
         made, captured = _decide(called, own, args, kwargs, asked)
         apply_captured(called, made, own, captured, is_pinned=asked.capture == "graph")
-        return called.forward(*args, **kwargs)  # the hooks of this call have run
 
     install(model, SplitState(first_call))
     return model

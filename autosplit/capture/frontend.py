@@ -84,7 +84,6 @@ class Frontend:
         self.written = written
         self._forward: Forward = written.forward
         self.inner: list[tuple[nn.Module, Any]] = []  # submodules with a forward of ours for calls from outside
-        self._gate = Gate(model, written)
         self._capturing = False
         self._captured: Program | None = None
         self._examples: list[Any] = []  # of the program captured last
@@ -98,6 +97,7 @@ class Frontend:
         self._stand_ins = StandIns(model, names)
         self._hooks = HookWatch(model)
         self._lock = threading.RLock()  # the swap is visible to every user of the module
+        self._gate = Gate(model, written, self._lock)
         self._entry = Entry(_backend_of(self), self, _is_weight_of(self._stand_ins))
 
     @property

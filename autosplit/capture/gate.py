@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 import types
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from autosplit.errors import PlanError
 
 
 class Gate:
@@ -18,13 +21,17 @@ class Gate:
     that calls the model meanwhile would run the author's forward on weights that are elsewhere. ``open`` and ``close``
     are called under the lock of the model's calls, at which the other threads then wait.
 
+    A copy waits for the end of the call, and the plan stays to be read.
+
     Args:
         model: what is called.
         written: its class as its author wrote it.
+        lock: of its calls.
     """
 
-    def __init__(self, model: nn.Module, written: type[nn.Module]) -> None:
-        self._model, self._written = model, written
+    def __init__(self, model: nn.Module, written: type[nn.Module], lock: Any) -> None:
+        self._model, self._written, self._lock = model, written, lock
+        self._hides = tuple(name for name in ("plan", "__deepcopy__") if not hasattr(written, name))
         self._owner = 0
         self._split: type[nn.Module] = written
 
@@ -41,7 +48,10 @@ class Gate:
         if type(self._model) is self._written:
             return
         self._split, self._owner = type(self._model), threading.get_ident()
-        self._model.__dict__.setdefault("forward", types.MethodType(self._forward, self._model))
+        held = self._model.__dict__
+        held.setdefault("forward", types.MethodType(self._forward, self._model))
+        for name in self._hides:
+            held.setdefault(name, self._copied if name == "__deepcopy__" else self._plan())
         self._model.__class__ = self._written
 
     def close(self, found: type[nn.Module]) -> None:
@@ -49,6 +59,27 @@ class Gate:
         if found is self._written:
             return
         self._model.__class__, self._owner = found, 0
-        forward = self._model.__dict__.get("forward")
-        if getattr(forward, "__func__", None) is self._forward:
-            del self._model.__dict__["forward"]
+        held = self._model.__dict__
+        if getattr(held.get("forward"), "__func__", None) is self._forward:
+            del held["forward"]
+        for name in self._hides:
+            held.pop(name, None)
+
+    def _plan(self) -> Any:
+        """Of the split model, which has none before its first call."""
+        try:
+            return self._model.plan
+        except PlanError:
+            return None
+
+    def _copied(self, memo: dict[int, Any]) -> nn.Module:
+        with self._lock:
+            is_within = type(self._model) is self._written  # the forward as written copies its own model
+            found = self._split
+            if is_within:
+                self.close(found)
+            try:
+                return copy.deepcopy(self._model, memo)
+            finally:
+                if is_within:
+                    self.open()

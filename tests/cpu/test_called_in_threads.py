@@ -80,3 +80,55 @@ def test_a_model_calls_its_own_forward() -> None:
         for rounds in (1, 3, 3, 1):
             x = torch.randn(4, W)
             torch.testing.assert_close(split(x, rounds), whole(x, rounds))
+
+
+def test_a_model_is_planned_copied_and_read_while_it_is_called() -> None:
+    model = Net()
+    whole = copy.deepcopy(model)
+    x = torch.randn(3, W)
+    want = whole(x)
+    with sim.cluster("2x64MiB") as cluster:
+        split = split_of(model, cluster)
+        split(x)
+        ways: dict[int, Callable[[], object]] = {
+            0: lambda: autosplit.plan(split, cluster.devices, (x,), profile=False).mode,
+            1: lambda: copy.deepcopy(split)(x).shape,
+            2: lambda: split.plan.strategy,
+        }
+        known = {way: make() for way, make in ways.items()}
+
+        def call(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if i % 8 in ways:
+                assert ways[i % 8]() == known[i % 8]
+            return split(x), want
+
+        assert wrong_in_threads(call, threads=2) == []
+        assert {"forward", "plan", "__deepcopy__"}.isdisjoint(split.__dict__)
+
+
+def test_threads_come_to_the_first_call_together() -> None:
+    model = Net()
+    whole = copy.deepcopy(model)
+    with sim.cluster("2x64MiB") as cluster:
+        split = autosplit.partition(model, cluster.devices, strategy="split", profile=False)
+
+        def call(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(2 + i % 3, W)
+            return split(x), whole(x)
+
+        assert wrong_in_threads(call) == []
+
+
+def test_a_forward_copies_its_own_model() -> None:
+    class Copies(Net):
+        def forward(self, x: torch.Tensor, rounds: int = 1) -> torch.Tensor:
+            if x.sum() > 1e9:  # no one graph, so that Python runs each time
+                return x
+            self.twin = [copy.deepcopy(self)]
+            return super().forward(x, rounds)
+
+    model = Copies()
+    want = copy.deepcopy(model)(torch.ones(2, W))
+    with sim.cluster("2x64MiB") as cluster:
+        split = split_of(model, cluster)
+        torch.testing.assert_close(split(torch.ones(2, W)), want)
