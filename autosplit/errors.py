@@ -95,6 +95,8 @@ class CapacityError(AutosplitError):
         self.mode = mode
         self.not_tried: tuple[str, ...] = ()
         """Kinds of ways out that the last ``ways_out`` had no time to finish."""
+        self.was_looked_into = False
+        """Whether ``ways_out`` looked for any."""
         self._found: tuple[WayOut, ...] = ()
         self.find_ways_out: FindWaysOut | None = None
 
@@ -121,6 +123,7 @@ class CapacityError(AutosplitError):
             The ways found, maybe none; none also where the error is not of ``plan`` or ``partition``.
         """
         if self.find_ways_out is not None:
+            self.was_looked_into = True
             found, self.not_tried = self.find_ways_out(budget_s)
             self._found = tuple(found)
             if not self.not_tried:

@@ -16,7 +16,7 @@ from autosplit.errors import VerifyError
 def verify(
     model: nn.Module,
     split: nn.Module,
-    args: Sequence[Any],
+    args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     rtol: float = 0.0,

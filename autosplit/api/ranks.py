@@ -160,7 +160,11 @@ class RankCaller(Caller):
         samples = example.samples or 1
         count = next(n for n in range(min(samples, pipeline.microbatches), 0, -1) if samples % n == 0)
         if count < min(samples, pipeline.microbatches):
-            self._tell(f"a batch of {samples} is cut into {count} micro-batches: across ranks all have one size")
+            cut = "goes through as a whole" if count == 1 else f"is cut into {count} micro-batches"
+            self._tell(
+                f"a batch of {samples} {cut}: across ranks all micro-batches have one size; use batches that "
+                f"{pipeline.microbatches} divides (drop_last=True leaves the last, smaller one out)"
+            )
         pieces = capture_pieces(partial(captured_at, model, example), program, samples, [samples // count])
         small = pieces.small[samples // count]
         words = check_alike(pieces, samples // count)

@@ -72,14 +72,14 @@ class _Ways:
         """What can help here."""
         request = self.base.request
         kinds: dict[str, Callable[[], Iterator[WayOut]]] = {}
-        if self.samples is not None and self.samples > 1:
-            kinds["batch"] = self.fewer_samples
-        if request.mode == "train":
-            kinds["optimizer"] = self.other_optimizers
-        if request.mode == "train" and request.placement is None:  # by hand: its names are of nodes that go away
-            kinds["recompute"] = self.recompute
         if request.placement is None and request.strategy in ("auto", "split"):
             kinds["devices"] = self.more_devices
+        if request.mode == "train":
+            kinds["optimizer"] = self.other_optimizers
+        if self.samples is not None and self.samples > 1:
+            kinds["batch"] = self.fewer_samples
+        if request.mode == "train" and request.placement is None:  # by hand: its names are of nodes that go away
+            kinds["recompute"] = self.recompute
         return kinds
 
     def other_optimizers(self) -> Iterator[WayOut]:

@@ -54,7 +54,7 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
         click.echo(f"error[{kind}]: {_message(error)}", err=True)
     if isinstance(error, CapacityError) and error.model:
         _look_for_ways_out(error)
-        show(WaysTable(error), err=True)
+        show(WaysTable(error, is_command=True), err=True)
     if kind not in ("usage", "interrupted"):  # click says what to write; the user knows
         click.echo(f"more: docs/errors.md#{kind}", err=True)
     if as_json:

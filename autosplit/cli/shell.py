@@ -41,7 +41,8 @@ def completion(*, shell: str) -> None:
     if made is None:
         raise click.UsageError(f"this version of click completes nothing in {shell}")
     found = made(click.get_current_context().find_root().command, {}, "autosplit", "_AUTOSPLIT_COMPLETE")
-    click.echo(found.source_template % found.source_vars())
+    made_of = found.source_template.replace("complete -o nosort -F", "complete -o nosort -o default -F")
+    click.echo(made_of % found.source_vars())  # where bash is told nothing, it completes names of files
 
 
 @click.command(short_help="Print the JSON schema of a --json document.")

@@ -131,7 +131,7 @@ class _Cutter:
         if self.stage_of.get(argument, -1) > stage:
             raise PlanError(
                 f"stage {stage} reads {name!r}, which stage {self.stage_of[argument]} computes: a pipeline's data flow "
-                "forward only; place by contiguous=True, or use strategy='split'"
+                "forward only; plan with the inputs of this call (a mask, labels) among the example inputs"
             )
         facts = self.program.facts
         if facts[argument].leaves and not facts[argument].is_tensor:

@@ -83,7 +83,7 @@ def _ended(rank: int, failure: ProcessFailure, folder: Path, attempt: int) -> En
         order = (2, rank)
     return Ended(
         rank,
-        failure.exitcode,
+        1 if error and failure.exitcode == -signal.SIGTERM else failure.exitcode,  # it was leaving when it was stopped
         error,
         _doing(where),
         _users_frame(stopped_at),

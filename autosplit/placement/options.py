@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 STRATEGIES = ("single", "replicate", "split", "pipeline", "hybrid")
 
 
+_ASK = "strategy='auto' weighs them all"
+
+
 def why(plan: Plan) -> str:
     """The reason of a plan, and a line for each option: time, samples/s, memory, idle share; the chosen one marked."""
     lines = [f"{plan.strategy}: {plan.reason}"]
@@ -20,7 +23,7 @@ def why(plan: Plan) -> str:
         mark = "*" if option.strategy == plan.strategy else " "
         lines.append(f"{mark} {option.strategy:<9}  {figures(option)}")
     if not plan.options:
-        lines.append("  no other strategy was weighed")
+        lines.append(f"  no other strategy was weighed: {_ASK}")
     return "\n".join(lines)
 
 
@@ -37,7 +40,7 @@ def why_not(plan: Plan, strategy: str) -> str:
     weighed: dict[str, Option] = {option.strategy: option for option in plan.options}
     option, chosen = weighed.get(strategy), weighed.get(plan.strategy)
     if option is None:
-        return f"{strategy} was not weighed against {plan.strategy}: {plan.reason}"
+        return f"{strategy} was not weighed against {plan.strategy}: {plan.reason}; {_ASK}"
     if option.step_ns is None or chosen is None or chosen.step_ns is None:
         return f"{strategy}: {figures(option)}"
     return f"{strategy}: {figures(option)}; {_loses(option, chosen)}"

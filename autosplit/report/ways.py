@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -12,18 +13,23 @@ from autosplit.errors import CapacityError, WayOut
 from autosplit.report.words import clean
 from autosplit.units import format_bytes
 
+_OPTIONS = ("batch", "optimizer")  # kinds that an option of `autosplit plan` asks for
+_ASSIGNED = re.compile(r"(\w+)='?(\w+)'?")
 _MOST_DEVICES = 4  # named one by one
 
 
 @dataclass(frozen=True)
 class WaysTable:
-    """The ways out of a misfit as something that a rich console prints; they are looked for when it is printed."""
+    """The ways out of a misfit as something that a rich console prints; they are looked for when it is printed.
+
+    ``is_command``: written as options of the command line, where there are such, not as Python.
+    """
 
     error: CapacityError
+    is_command: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """A row for each way, or that there is none."""
-        looked = self.error.find_ways_out is not None
         ways = self.error.ways_out()
         if ways:
             yield "Ways out, cheapest first (each planned again; time of the same work, against memory without end):"
@@ -32,16 +38,19 @@ class WaysTable:
             grid.add_column(justify="right", no_wrap=True)
             grid.add_column(overflow="fold")
             for way in ways:
-                grid.add_row(
-                    Text(clean(way.write)), f"{way.relative_time:.2f}x", Text(f"{_memory(way)}: {clean(way.how)}")
-                )
+                tells = Text(f"{_memory(way)}: {clean(way.how)}")
+                grid.add_row(Text(clean(self._write(way))), f"{way.relative_time:.2f}x", tells)
             yield grid
-        elif not looked:
+        elif not self.error.was_looked_into:
             yield "Ways out were not looked for: they are planned for a call as a whole, with strategy auto or split."
         elif not self.error.not_tried:
             yield "No way out was found: what was looked at does not fit either."
         if self.error.not_tried:
             yield f"Not tried, for lack of time: {', '.join(self.error.not_tried)}."
+
+    def _write(self, way: WayOut) -> str:
+        found = _ASSIGNED.fullmatch(way.write) if self.is_command and way.kind in _OPTIONS else None
+        return f"--{found[1]} {found[2]}" if found else way.write
 
 
 def _memory(way: WayOut) -> str:

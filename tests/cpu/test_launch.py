@@ -162,6 +162,7 @@ def test_the_first_to_fail_is_named_first(tmp_path: Path) -> None:
     }
     said = summary("train.py", ended(failures, tmp_path)).splitlines()
     assert said[0] == "error[run]: train.py: rank 2 raised an error"
+    assert ended(failures, tmp_path)[0].exit_code == 1
     assert said[3] == "  KeyError: 'x'"
     assert said[4] == "rank 0 raised an error: RuntimeError: Connection closed by peer"
     assert said[5] == f"rank 1 was stopped by torchrun: at /home/me/train.py:31 main, in {WAITS}:5 wait"

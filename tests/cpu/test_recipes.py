@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from autosplit.demo import GPT
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 AUTOSPLIT = ("-m", "autosplit", "run", "--devices", "2")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
@@ -32,7 +34,7 @@ def run(launcher: tuple[str, ...], *words: str) -> list[str]:
     return sorted(re.findall(r"rank \d.*|step \d: .*", done.stdout.replace("rank", "\nrank")))
 
 
-@pytest.mark.parametrize("name", ["ddp_fallback.py", "pipeline_gpt2.py"])
+@pytest.mark.parametrize("name", ["ddp_fallback.py", "pipeline_gpt2.py", "pipeline_checkpoint.py"])
 def test_a_recipe_is_short(name: str) -> None:
     text = (EXAMPLES / name).read_text()
     below = text.splitlines()[ast.parse(text).body[0].end_lineno :]  # the docstring
@@ -55,6 +57,24 @@ def test_a_pipeline_trains_as_the_model_does() -> None:
     held = [int(line.split()[3]) for line in printed if "holds" in line]
     assert len(held) == 2
     assert all(0 < one < parameters() for one in held)
+
+
+def test_a_pipeline_goes_on_from_its_checkpoint_on_another_number_of_ranks(tmp_path: Path) -> None:
+    words = (str(EXAMPLES / "pipeline_checkpoint.py"), str(tmp_path / "kept"))
+    first = run(AUTOSPLIT, *words)
+    then = run((*AUTOSPLIT[:-1], "1"), *words)
+    torch.manual_seed(0)
+    model = GPT(vocabulary=256, width=64, layers=4, heads=4, length=16).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    want = []
+    for words_of_step in torch.randint(0, 256, (6, 8, 17)):
+        optimizer.zero_grad()
+        loss = model(words_of_step[:, :-1], words_of_step[:, 1:])
+        loss.backward()
+        optimizer.step()
+        want.append(loss.item())
+    losses = [float(line.partition("loss ")[2]) for line in (*first, *then)]
+    assert losses == pytest.approx(want, rel=1e-5)
 
 
 def gpt2() -> GPT2LMHeadModel:

@@ -356,6 +356,7 @@ def test_completion(shell, capsys):
     said = capsys.readouterr().out
     assert "_AUTOSPLIT_COMPLETE" in said
     assert "autosplit" in said
+    assert ("-o default" in said) == (shell == "bash")
 
 
 def test_what_is_completed():

@@ -64,7 +64,10 @@ def test_why_not_says_which_figure_loses_and_by_what_factor():
     assert "\n" not in said
     assert plan.why_not("single") == "single: does not fit one device (6.0 GiB needed, has 4.0 GiB)"
     assert plan.why_not("split") == "split: not weighed: one device holds the model"
-    assert plan.why_not("hybrid") == "hybrid was not weighed against pipeline: it is faster"
+    assert (
+        plan.why_not("hybrid")
+        == "hybrid was not weighed against pipeline: it is faster; strategy='auto' weighs them all"
+    )
     assert plan.why_not("pipeline") == "pipeline is what was chosen: it is faster"
 
 
@@ -85,7 +88,10 @@ def test_one_that_is_kept_within_the_error_of_estimates_says_so():
 
 def test_nothing_was_weighed():
     plan = made()
-    assert plan.why().splitlines() == ["pipeline: it is faster", "  no other strategy was weighed"]
+    assert plan.why().splitlines() == [
+        "pipeline: it is faster",
+        "  no other strategy was weighed: strategy='auto' weighs them all",
+    ]
     assert "was not weighed" in plan.why_not("single")
 
 
