@@ -1,6 +1,6 @@
 """A pipeline over ranks that is saved, and goes on from there in another process, under this plan or another.
 
-Run twice: autosplit run --devices 2 examples/pipeline_checkpoint.py FOLDER     (the second time with 1, 2, 3, ... ranks)
+Run twice: autosplit run --devices 2 examples/pipeline_checkpoint.py FOLDER     (the second time with 1, 3, ... ranks)
 """
 
 import sys
@@ -25,9 +25,9 @@ strategy = {"strategy": "pipeline", "microbatches": 4} if dist.get_world_size() 
 split = autosplit.partition(model.train(), ["cpu"], kwargs=batches[0], **strategy)
 optimizer = torch.optim.AdamW(split.parameters(), lr=1e-3)
 part = getattr(split, "module", split)  # of replicas (DistributedDataParallel, hybrid) what is copied
-weights, state = get_state_dict(part, optimizer, options=flat)
 first = steps if (folder / ".metadata").exists() else 0  # written last: the checkpoint is whole
 if first:
+    weights, state = get_state_dict(part, optimizer, options=flat)  # of a new optimizer: its moments and steps are made
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(part, optimizer, model_state_dict=weights, optim_state_dict=state, options=flat)
 for step in range(first, first + steps):
