@@ -87,7 +87,7 @@ class _Cutter:
         for node in self.nodes:
             if node not in self.stage_of and node.op not in ("placeholder", "get_attr", "output"):
                 known = [self.stage_of[a] for a in node.all_input_nodes if a in self.stage_of]
-                if known and not is_control(node):
+                if known:
                     self.stage_of[node] = max(known)
 
     def run(self) -> list[StageGraph]:
