@@ -90,6 +90,8 @@ def _fields(before: Plan, after: Plan) -> Iterator[Difference]:
         words = [
             _cost(plan, v) if name in ("value", "bound") else _word(v) for plan, v in ((before, one), (after, two))
         ]
+        if words[0] == words[1]:  # too near for words; or of a pipeline the same but for its nodes
+            words = [str(one), str(two)] if isinstance(one, int) else [words[0], f"{words[1]}, of other nodes"]
         yield Difference(what=_NAMES.get(name, name.replace("_", " ")), before=words[0], after=words[1])
 
 

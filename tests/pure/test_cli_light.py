@@ -299,6 +299,14 @@ def test_a_difference_that_no_row_tells_is_a_difference(tmp_path, stored, capsys
     assert "no difference" not in capsys.readouterr().out
 
 
+def test_what_differs_is_told_in_words_that_differ(tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    for path, value in zip(paths, (1_600_001, 1_600_002), strict=True):
+        msgspec.structs.replace(a_plan(), value=value, bound=1).save(path)
+    assert main(["diff", *paths]) == 0
+    assert ["value", "1600001", "1600002"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_diff_of_stdin_twice_and_of_no_plan(tmp_path, capsys, stored):
     assert main(["diff", "-", "-"]) == 2
     path = tmp_path / "x"
