@@ -33,6 +33,7 @@ class Gate:
         self._model, self._written, self._lock = model, written, lock
         self._hides = tuple(name for name in ("plan", "__deepcopy__") if not hasattr(written, name))
         self._owner = 0
+        self._put: dict[str, Any] = {}  # what is ours in the model's __dict__
         self._split: type[nn.Module] = written
 
         @functools.wraps(written.forward)
@@ -49,9 +50,9 @@ class Gate:
             return
         self._split, self._owner = type(self._model), threading.get_ident()
         held = self._model.__dict__
-        held.setdefault("forward", types.MethodType(self._forward, self._model))
-        for name in self._hides:
-            held.setdefault(name, self._copied if name == "__deepcopy__" else self._plan())
+        stand_ins = {"forward": types.MethodType(self._forward, self._model), **self._hidden()}
+        self._put = {name: stand_in for name, stand_in in stand_ins.items() if name not in held}
+        held.update(self._put)
         self._model.__class__ = self._written
 
     def close(self, found: type[nn.Module]) -> None:
@@ -60,10 +61,14 @@ class Gate:
             return
         self._model.__class__, self._owner = found, 0
         held = self._model.__dict__
-        if getattr(held.get("forward"), "__func__", None) is self._forward:
-            del held["forward"]
-        for name in self._hides:
-            held.pop(name, None)
+        for name, stand_in in self._put.items():
+            if held.get(name) is stand_in:  # else the forward set one of its own
+                del held[name]
+
+    def _hidden(self) -> dict[str, Any]:
+        """What the split model has and the class as written has not."""
+        found = {"plan": self._plan(), "__deepcopy__": self._copied}
+        return {name: found[name] for name in self._hides}
 
     def _plan(self) -> Any:
         """Of the split model, which has none before its first call."""

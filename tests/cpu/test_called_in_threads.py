@@ -132,3 +132,23 @@ def test_a_forward_copies_its_own_model() -> None:
     with sim.cluster("2x64MiB") as cluster:
         split = split_of(model, cluster)
         torch.testing.assert_close(split(torch.ones(2, W)), want)
+
+
+def test_what_a_model_calls_plan_stays_its_own() -> None:
+    class Planned(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plan = 2.0
+
+        def forward(self, x: torch.Tensor, rounds: int = 1) -> torch.Tensor:
+            return super().forward(x, rounds) * self.plan
+
+    model = Planned()
+    whole = copy.deepcopy(model)
+    with sim.cluster("2x64MiB") as cluster:
+        split = split_of(model, cluster)
+        for batch in (2, 2, 3):
+            x = torch.randn(batch, W)
+            torch.testing.assert_close(split(x), whole(x))
+        assert split.__dict__["plan"] == 2.0
+        assert split.plan.strategy == "split"
