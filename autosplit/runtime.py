@@ -67,7 +67,7 @@ def is_called_by(model: nn.Module, call: Call) -> bool:
 
 def between_calls(model: nn.Module) -> AbstractContextManager[Any]:
     """Waits for the call that another thread has of a split model, and keeps others waiting."""
-    state: SplitState | None = model.__dict__.get(_STATE)
+    state: SplitState | None = getattr(model, "__dict__", {}).get(_STATE)  # it may be anything yet
     return nullcontext() if state is None else state.lock
 
 
@@ -150,6 +150,7 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     members |= {"named_parameters": _here(cls.named_parameters), "named_buffers": _here(cls.named_buffers)}
     members["__qualname__"] = cls.__qualname__
     members["__reduce_ex__"] = lambda self, protocol: _reduced(cls, self, protocol)
+    members["__deepcopy__"] = lambda self, memo: _deepcopied(cls, self, memo)
     own = getattr(cls, "device", None)
     if isinstance(own, property):
         members["device"] = property(lambda self: _device(self, own))
@@ -183,6 +184,15 @@ class _Copied:
             f"a split {self._name} cannot be pickled: save its state_dict() and its plan as plan.json; "
             f"partition(model, devices, plan='plan.json') splits a new {self._name}, and load_state_dict fills it"
         )
+
+
+def _deepcopied(cls: type[nn.Module], model: nn.Module, memo: dict[int, Any]) -> Any:
+    """As its class as the user wrote it is copied, between calls: in a capture the weights are swapped."""
+    own: Any = getattr(cls, "__deepcopy__", None)
+    with between_calls(model):
+        if own is not None:
+            return own(model, memo)
+        return copy._reconstruct(model, memo, *model.__reduce_ex__(4))  # type: ignore[attr-defined]  # as copy does it
 
 
 def _reduced(cls: type[nn.Module], model: nn.Module, protocol: Any) -> tuple[Any, ...]:

@@ -78,13 +78,13 @@ class Gate:
             return None
 
     def _copied(self, memo: dict[int, Any]) -> nn.Module:
-        with self._lock:
-            is_within = type(self._model) is self._written  # the forward as written copies its own model
-            found = self._split
-            if is_within:
-                self.close(found)
-            try:
-                return copy.deepcopy(self._model, memo)
-            finally:
-                if is_within:
-                    self.open()
+        if threading.get_ident() != self._owner:
+            with self._lock:
+                pass  # only waits: a copy takes the lock of the calls, which is held before this one
+            return copy.deepcopy(self._model, memo)
+        found = self._split  # the forward as written copies its own model
+        self.close(found)
+        try:
+            return copy.deepcopy(self._model, memo)
+        finally:
+            self.open()

@@ -91,7 +91,7 @@ def test_a_model_is_planned_copied_and_read_while_it_is_called() -> None:
         split = split_of(model, cluster)
         split(x)
         ways: dict[int, Callable[[], object]] = {
-            0: lambda: autosplit.plan(split, cluster.devices, (x,), profile=False).mode,
+            0: lambda: autosplit.plan(split, cluster.devices, (x,), mode="infer", profile=False).mode,
             1: lambda: copy.deepcopy(split)(x).shape,
             2: lambda: split.plan.strategy,
         }
