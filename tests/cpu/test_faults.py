@@ -132,8 +132,10 @@ def test_a_fault_ends_the_run_and_names_the_rank(
 def test_a_killed_rank_is_named_before_those_that_lost_it(tmp_path: Path) -> None:
     run = launch(tmp_path, "replicate", "backward:0:1")
     assert run.code == 128 + 9
-    assert f"{SCRIPT}: rank 1 was killed by SIGKILL" in run.stderr
-    assert "rank 0 raised an error: RuntimeError" in run.stderr[run.stderr.index("error[run]") :]
+    first, *others = run.stderr[run.stderr.index("error[run]") :].splitlines()
+    assert first.startswith(f"error[run]: {SCRIPT}: rank 1 was killed by SIGKILL")
+    # torchrun may stop rank 0 before that sees that it has lost its peer
+    assert any(line.startswith(("rank 0 raised an error: RuntimeError", "rank 0 was stopped")) for line in others)
 
 
 def test_of_a_killed_rank_of_a_pipeline_the_pass_is_named(tmp_path: Path) -> None:
