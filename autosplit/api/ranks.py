@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autosplit.api.batch import Example
 from autosplit.api.pipelining import capture_pieces, captured_at, check_alike, line_of, names_of
-from autosplit.api.running import Caller, callers_level, refuse_shared_memory
+from autosplit.api.running import Caller, Lock, callers_level, refuse_shared_memory
 from autosplit.capture import Captured, Compile, Frontend, Run
 from autosplit.device import HOST, Cluster, with_memory
 from autosplit.errors import DeviceError, PlanError
@@ -109,7 +109,8 @@ def apply_across(model: nn.Module, plan: Plan, seat: Seat, frontend: Frontend, c
     place_weights(model, kept)
     hold_only(model, kept)
     crew = Crew(seat, ranks, _tie(model, readers, seat))
-    install(model, SplitState(RankCaller(plan, crew, frontend), plan, is_partial=True))
+    lock = threading.RLock()
+    install(model, SplitState(RankCaller(plan, crew, frontend, lock), plan, is_partial=True, lock=lock))
     model.replica = seat.replica  # type: ignore[assignment]  # a number beside the modules
     if seat.twins is None or not any(parameter.requires_grad for parameter in model.parameters()):
         return model
@@ -133,10 +134,11 @@ class RankCaller(Caller):
         plan: with a pipeline.
         crew: who runs what.
         frontend: what captured the model for the plan.
+        lock: held by its calls.
     """
 
-    def __init__(self, plan: Plan, crew: Crew, frontend: Frontend | None) -> None:
-        super().__init__(plan, frontend, is_pinned=True, lock=threading.RLock())
+    def __init__(self, plan: Plan, crew: Crew, frontend: Frontend | None, lock: Lock) -> None:
+        super().__init__(plan, frontend, is_pinned=True, lock=lock)
         self._crew = crew
         self._calls: weakref.WeakKeyDictionary[Program, dict[Any, RankCall]] = weakref.WeakKeyDictionary()
 
