@@ -11,6 +11,7 @@ Names are loaded when they are first used, so that importing autosplit does not 
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'autosplit' has no attribute {name!r}")
     if home in _PLANNERS:
+        drawn = random.getstate()
         importlib.import_module("autosplit.report")  # tells a plan how to show itself
+        random.setstate(drawn)  # rich draws a number when it is imported; the caller's sequence is the caller's
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -11,20 +11,23 @@ import re
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch._dynamo
-from torch import nn
+from torch import fx, nn
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._ordered_set import OrderedSet
 
 from autosplit.errors import AutosplitError, CaptureError
 
 _RECOMPILE_LIMIT = 64
 _COLLECT = (20_000, 20, 20)
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
+_guards: Any = torch._dynamo.guards
+_timed = _guards.profile_guard_manager
 _LOUD = ("torch._subclasses.fake_tensor", "torch._dynamo.exc", "torch.fx.experimental.symbolic_shapes")
 _RAISED = re.compile(r"got (\w+\(.*\))")  # how Dynamo quotes what an operator raised
 _FRAME = re.compile(r'File "([^"]*)", line (\d+), in (\w+)')
@@ -62,14 +65,15 @@ class Entry:
     """
 
     def __init__(self, backend: Callable[..., Any], owner: object, is_weight: Callable[[object], bool]) -> None:
-        def filtered(guards: Sequence[Any]) -> list[bool]:
-            return [not _is_form_of_weight(guard, is_weight) for guard in guards]
+        def compiled(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            _drop_forms(is_weight)
+            run: Callable[..., Any] = backend(graph_module, inputs)
+            return run
 
         self._code = _entry.__code__.replace(co_name=f"autosplit_entry_{next(_serial)}")
         self._globals = {"__name__": __name__, "__builtins__": builtins}
         entry = types.FunctionType(self._code, self._globals)
-        options: Any = {"guard_filter_fn": filtered}
-        self._compiled: Callable[..., Any] = torch.compile(entry, backend=backend, fullgraph=True, options=options)
+        self._compiled: Callable[..., Any] = torch.compile(entry, backend=compiled, fullgraph=True)
         self._known: list[_Known] = []
         self.assigns = False
         weakref.finalize(owner, reset_code, self._code).atexit = False
@@ -117,8 +121,20 @@ def _bare(name: str, value: Any) -> Any:
     return getattr(value, "_torchdynamo_orig_callable", value) if name.startswith(_GRAPH) else value
 
 
-def _is_form_of_weight(guard: Any, is_weight: Callable[[object], bool]) -> bool:
-    return guard.guard_type == "TENSOR_MATCH" and guard.name.startswith("self") and is_weight(guard.value)
+def _drop_forms(is_weight: Callable[[object], bool]) -> None:
+    """Drop what the graph being compiled guards of the forms of weights.
+
+    Not by a ``guard_filter_fn``: with one, Dynamo builds all guards twice.
+    """
+    guards = torch._guards.TracingContext.get().guards_context.dynamo_guards
+    guards.inner = OrderedSet(guard for guard in guards.inner if not _is_form_of_weight(guard, is_weight))
+
+
+def _is_form_of_weight(guard: torch._guards.Guard, is_weight: Callable[[object], bool]) -> bool:
+    if guard.create_fn_name() != "TENSOR_MATCH" or not guard.originating_source.name.startswith("L['self']"):
+        return False
+    held = getattr(guard.create_fn, "keywords", {}).get("value")
+    return is_weight(held() if callable(held) else held)
 
 
 def _is_traced() -> bool:
@@ -131,11 +147,17 @@ def _is_traced() -> bool:
     )
 
 
-def dynamo_settings() -> AbstractContextManager[Any]:
+def _untimed(*_: object) -> float:
+    """Stands for what times the guards of each compilation, and empties the processor's caches first (20 ms)."""
+    return 0.0
+
+
+@contextmanager
+def dynamo_settings() -> Iterator[None]:
     """Dynamo's configuration while one of our captures or compiled calls runs."""
     logger = logging.Logger
     ignored = {getattr(logger, name) for name in _LOG_METHODS if hasattr(logger, name)}
-    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
+    settings = torch._dynamo.config.patch(
         allow_rnn=True,
         allow_unspec_int_on_nn_module=True,
         side_effect_replay_policy="silent",  # else it formats a traceback for each
@@ -145,7 +167,12 @@ def dynamo_settings() -> AbstractContextManager[Any]:
         record_runtime_overhead=False,  # two calls for a profiler, at every call
         ignore_logging_functions=ignored,
     )
-    return patch
+    _guards.profile_guard_manager = _untimed
+    try:
+        with settings:
+            yield
+    finally:
+        _guards.profile_guard_manager = _timed
 
 
 def guard_empty_hooks() -> None:

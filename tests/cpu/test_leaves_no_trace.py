@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -266,6 +268,12 @@ def test_partitions_in_threads(each: int) -> None:
     assert nn.Module.__call__ is call
     assert not _get_current_function_mode_stack()
     assert not _get_current_dispatch_mode_stack()
+
+
+def test_first_use_draws_no_random_number() -> None:
+    first_use = "import random; random.seed(1); import autosplit; autosplit.plan; print(random.random())"
+    ran = subprocess.run([sys.executable, "-c", first_use], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) == random.Random(1).random()
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
