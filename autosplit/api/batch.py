@@ -140,7 +140,7 @@ class Trials:
 
     def _capture(self, batch: int | None) -> Captured:
         example = self.example if batch is None else self.example.at(batch)
-        frontend = Frontend(self.model, self.written)  # one of its own: a captured size must not become dynamic
+        frontend = Frontend(self.model, self.written, serves=False)  # of its own: a captured size must not turn dynamic
         try:
             return climb(frontend, example.args, example.kwargs, self.request.mode, self.request.capture)
         except CaptureError as error:

@@ -79,7 +79,8 @@ def hold(
     known = given_plan(plan)
     if args is None and kwargs is None:
         return without_inputs(known, model)
-    return with_inputs(known, model, Frontend(model, unsplit_class(model)), (args or (), kwargs or {}), None)[0]
+    frontend = Frontend(model, unsplit_class(model), serves=False)
+    return with_inputs(known, model, frontend, (args or (), kwargs or {}), None)[0]
 
 
 def without_inputs(plan: Plan, model: nn.Module) -> Plan:

@@ -129,12 +129,12 @@ def check_alike(pieces: Pieces, part: int) -> str | None:
     """
     size, known = pieces.followed
     program = pieces.small[part]
-    same = [*known.names.values()] == [*program.names.values()]
-    if not same and part > 1:
+    twins = known.twins(program)
+    if twins is None and part > 1:
         raise PlanError(f"it runs other operators with {part} samples than with {size}")
     if len(known.results) != len(program.results):
         raise PlanError(f"it returns other values with {part} samples than with {size}")
-    pairs = list(zip(known.graph_module.graph.nodes, program.graph_module.graph.nodes, strict=True)) if same else []
+    pairs = list((twins or {}).items())
     for node, twin in pairs:
         numbers, others = _numbers(node), _numbers(twin)
         if len(numbers) != len(others) or not all(
@@ -146,9 +146,9 @@ def check_alike(pieces: Pieces, part: int) -> str | None:
         mine, form = known.facts[node].form, program.facts[twin].form if twin in program.facts else None
         if isinstance(mine, Spec) and not (isinstance(form, Spec) and _scaled(mine.shape, form.shape, size, part)):
             raise PlanError(f"{known.names[node]!r} has another form with {part} samples than with {size}")
-    return (
-        None if same else f"with micro-batches of {part} it runs other operators than with {size}, which were followed"
-    )
+    if twins is None:
+        return f"with micro-batches of {part} it runs other operators than with {size}, which were followed"
+    return None
 
 
 def _scaled(one: Sequence[int], other: Sequence[int], size: int, part: int) -> bool:
@@ -218,7 +218,7 @@ def _staged(
 def captured_at(model: nn.Module, example: Example, samples: int) -> Program:
     """The call at another number of samples, as the model's flags are now."""
     at = example.at(samples)
-    return Frontend(model, unsplit_class(model)).capture(at.args, at.kwargs, None)
+    return Frontend(model, unsplit_class(model), serves=False).capture(at.args, at.kwargs, None)
 
 
 class _NotPreparedError(Exception):

@@ -127,7 +127,8 @@ def plan(
             "(partition does so by itself)"
         )
     with between_calls(model):
-        return _decide(model, Frontend(model, unsplit_class(model)), args or (), kwargs or {}, asked)[0]
+        frontend = Frontend(model, unsplit_class(model), serves=False)
+        return _decide(model, frontend, args or (), kwargs or {}, asked)[0]
 
 
 def apply(model: Model, plan: PlanLike) -> nn.Module:

@@ -28,13 +28,13 @@ class Scaled:
 
     def __init__(self, first: tuple[int, Program], second: tuple[int, Program]) -> None:
         (self._batch, self._program), (self._other, other) = first, second
-        ours, theirs = self._program.graph_module.graph.nodes, other.graph_module.graph.nodes
-        if [self._program.names[node] for node in ours] != [other.names[node] for node in theirs]:
+        twins = self._program.twins(other)
+        if twins is None:
             raise PlanError(
                 f"the model runs other operators with {self._other} samples than with {self._batch}: what it costs "
                 "cannot be told for a batch in between; plan for each batch"
             )
-        pairs = ((node, self._program.facts[node], other.facts[twin]) for node, twin in zip(ours, theirs, strict=True))
+        pairs = ((node, self._program.facts[node], other.facts[twin]) for node, twin in twins.items())
         self._varying = [(node, mine, others) for node, mine, others in pairs if _sizes(mine) != _sizes(others)]
 
     def program(self, batch: int) -> Program:

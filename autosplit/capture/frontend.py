@@ -13,7 +13,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from autosplit.capture.dynamo import (
 )
 from autosplit.capture.gate import Gate
 from autosplit.capture.hooks import HookWatch
+from autosplit.capture.repeats import as_regions, flatten, repeated
 from autosplit.capture.slots import Reader
 from autosplit.capture.standins import Arguments, StandIns, stand_in
 from autosplit.errors import CaptureError
@@ -67,6 +68,7 @@ class Frontend:
         compile_program: turns a program into what runs it; may be set later, before the first call.
         prefix: path of ``model`` in the model that it is a part of, "" for the whole.
         names: the weights' names in the whole model by their names in ``model``, where it is a part.
+        serves: programs serve calls. If not, layers that are alike are traced once, where that can be.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Frontend:
         *,
         prefix: str = "",
         names: Mapping[str, str] | None = None,
+        serves: bool = True,
     ) -> None:
         self.compile_program = compile_program
+        self.serves = serves
         self.model = model
         self.prefix = prefix
         self.written = written
@@ -128,6 +132,13 @@ class Frontend:
             CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
         """
         check_arguments(self.model, self._forward, args, kwargs)
+        alike = [] if self.serves else repeated(self.model)
+        if alike:
+            with suppress(CaptureError), CAPTURE_LOCK, as_regions(alike):
+                return self._capture(args, kwargs, mode)
+        return self._capture(args, kwargs, mode)
+
+    def _capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode | None) -> Program:
         flags = nullcontext() if self.is_part or mode is None else in_mode(self.model, mode)
         with CAPTURE_LOCK, self._lock, flags, without_parts(self.model), quiet(), fewer_collections():
             before = snapshot(self.model, args, kwargs)
@@ -247,6 +258,8 @@ class Frontend:
     def compile(self, graph_module: fx.GraphModule) -> Callable[..., Any]:
         """What Dynamo calls for a graph that it captured. It outlives the model: so only a weak reference here."""
         mode: Mode = "train" if torch.is_grad_enabled() else "infer"
+        if not self.serves:
+            flatten(graph_module)
         if not self._hooks.sees_all(graph_module.graph):
             guard_empty_hooks()
         placeholders = graph_module.graph.find_nodes(op="placeholder")

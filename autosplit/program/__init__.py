@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms, literal
+from autosplit.program.copies import COPIED
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
@@ -37,6 +38,7 @@ from autosplit.program.regions import closed_on_error, functorch_regions
 from autosplit.program.sums import GradientSums, following, goes_back
 
 __all__ = [
+    "COPIED",
     "RECORDED",
     "AcceleratorForms",
     "Facts",
@@ -135,6 +137,17 @@ class Program:
         """Whether a size, or a number that is read, is known only when data flow: it is planned at its largest."""
         nodes = self.graph_module.graph.nodes
         return any(n.op != "placeholder" and free_unbacked_symbols(n.meta.get("example_value")) for n in nodes)
+
+    def twins(self, other: Program) -> dict[fx.Node, fx.Node] | None:
+        """The node of ``other`` for each of this program's, the same model at another size; None of other operators.
+
+        Inputs may come in another order: it is that in which a capture came upon them.
+        """
+        there = {name: node for node, name in other.names.items()}
+        mine, theirs = ([name for node, name in p.names.items() if node.op != "placeholder"] for p in (self, other))
+        if mine != theirs or there.keys() != {*self.names.values()}:
+            return None
+        return {node: there[name] for node, name in self.names.items()}
 
     def mark_state(self, places: Iterable[int]) -> None:
         """These placeholders, by place, are state that an object keeps between calls: it stays with its readers."""

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
+from autosplit.program.copies import Copy, DifferentError, copies_of
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, Spec, form_of, tensor_leaves
 from autosplit.program.names import is_checkpoint, is_control, operator_name, source_line
@@ -109,8 +110,14 @@ class _Analysis(fx.Interpreter):
         self.saved: dict[int, int] = {}
         self.ids: dict[int, int] = {}
         self.forms = AcceleratorForms()
+        self.copies = copies_of(graph_module.graph)
+        self.regimes: dict[fx.Node, Any] = {pairs[0][1]: None for pairs in self.copies.values()}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n in self.regimes:
+            self.regimes[n] = _regime()
+        if n in self.copies and self._is_copied(self.copies[n]):
+            return self.env[n]
         self.effects.clear()
         self.saved = {}
         differentiable = [a for a in n.all_input_nodes if self._differentiable(a)]
@@ -122,6 +129,30 @@ class _Analysis(fx.Interpreter):
         if is_checkpoint(n):
             self.facts[n].operators = self.effects.operators
         return result
+
+    def _is_copied(self, pairs: list[tuple[fx.Node, fx.Node]]) -> bool:
+        """Whether what is known of the originals holds for these nodes: then it is noted, and none is run."""
+        if self.regimes[pairs[0][1]] != _regime():
+            return False
+        inside = {node for node, _ in pairs}
+        try:
+            copy = Copy(pairs, self.env, lambda tensor: self._id(_storage(tensor)), self._fresh)
+            facts = {node: copy.facts(self.facts[original]) for node, original in pairs}
+            leaving = [pair for pair in pairs if any(user not in inside for user in pair[0].users)]
+            results = {node: copy.result(original, self._note) for node, original in leaving}
+        except DifferentError:
+            return False
+        self.facts.update(facts)
+        self.env.update({node: results.get(node) for node in inside})
+        return True
+
+    def _note(self, tensor: torch.Tensor, storage: int) -> None:
+        self.ids[_storage(tensor)] = storage
+        self.effects.alive.append(tensor)
+
+    def _fresh(self) -> int:
+        """A number for a storage that no tensor has."""
+        return self.ids.setdefault(-len(self.ids), len(self.ids))
 
     def _differentiable(self, node: fx.Node) -> bool:
         return any(bare(tensor).requires_grad for tensor in tensor_leaves(self.env[node]))
@@ -200,6 +231,11 @@ def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -
             analysis.env.clear()
             analysis.effects.alive.clear()
     return analysis.facts
+
+
+def _regime() -> tuple[Any, ...]:
+    """What of the surroundings an operator's result may depend on."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
 
 def _cannot_plan(node: fx.Node, error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autosplit.program import Program, Spec, closed_on_error, is_control, operator_name, source_line
+from autosplit.program import Input, Program, Spec, closed_on_error, is_control, operator_name, source_line
 from autosplit.samples.kinds import MIXED, UNKNOWN, Kind, Part, Rows, Sizes
 from autosplit.samples.nodes import Run, Seen, Tensor, call_node, frozen, look, mapped, tensors_in
 from autosplit.samples.ordering import name_of_order
@@ -77,7 +77,7 @@ class _Walk:
     def __init__(self, small: Program, large: Program) -> None:
         self.small, self.large = small, large
         self.nodes = list(small.graph_module.graph.nodes)
-        self.twins = dict(zip(self.nodes, large.graph_module.graph.nodes, strict=False))
+        self.twins = small.twins(large) or {}
         self.named = {name: node for node, name in small.names.items()}
         self.mine = {twin: node for node, twin in self.twins.items()}
         self.values: dict[fx.Node, tuple[Any, Any]] = {}  # results at both sizes, a Tensor for each tensor
@@ -90,10 +90,9 @@ class _Walk:
         self.written: frozenset[int] = frozenset().union(*storages)
 
     def run(self) -> Samples:
-        names = [self.small.names[node] for node in self.nodes]
-        if names != [self.large.names[node] for node in self.large.graph_module.graph.nodes]:
+        if not self.twins:
             return self._unknown("the model runs other operators with another number of samples")
-        found = _sizes_of(self.small, self.large)
+        found = _sizes_of(self.sources())
         if found is None:
             return self._unknown("no input has a dimension, the same for all, that differs between the two captures")
         self.sizes = found
@@ -109,13 +108,18 @@ class _Walk:
         lines = tuple(line for node, line in self.lines.items() if node in needed)
         return Samples(inputs, outputs, lines, tuple(self.random))
 
+    def sources(self) -> Iterator[tuple[fx.Node, Input, Input]]:
+        """Each input, as it is at the two sizes."""
+        for node, source in self.small.inputs.items():
+            yield node, source, self.large.inputs[self.twins[node]]
+
     def _unknown(self, why: str) -> Samples:
         return Samples({}, (None,) * len(self.small.results), (why,))
 
     def _place_inputs(self) -> dict[str, int]:
         """The batch dimension of each input."""
         found: dict[str, int] = {}
-        for (node, source), other in zip(self.small.inputs.items(), self.large.inputs.values(), strict=True):
+        for node, source, other in self.sources():
             if source.spec is None or other.spec is None:
                 self.values[node] = source.value, other.value
                 if source.value != other.value and node.users:
@@ -309,10 +313,10 @@ def _needed(program: Program) -> set[fx.Node]:
     return needed
 
 
-def _sizes_of(small: Program, large: Program) -> Sizes | None:
+def _sizes_of(sources: Iterable[tuple[fx.Node, Input, Input]]) -> Sizes | None:
     """The numbers of samples: the least sizes by which the inputs differ, of which the others are multiples."""
     pairs: set[tuple[int, int]] = set()
-    for one, other in zip(small.inputs.values(), large.inputs.values(), strict=True):
+    for _, one, other in sources:
         if one.spec and other.spec and len(one.spec.shape) == len(other.spec.shape):
             pairs |= {(a, b) for a, b in zip(one.spec.shape, other.spec.shape, strict=True) if a != b}
     if not pairs:
