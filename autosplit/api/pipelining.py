@@ -24,8 +24,10 @@ from autosplit.errors import CaptureError, PlanError
 from autosplit.hardware import torch_devices
 from autosplit.pipeline.batches import sizes
 from autosplit.pipeline.call import Call, Line
+from autosplit.pipeline.descent import Descent
+from autosplit.pipeline.rehearsal import CannotPlayError, Rehearsal
 from autosplit.placement import Pipeline, Placement, Plan, check_placement
-from autosplit.predict import fake_devices
+from autosplit.predict import Footprint, fake_devices
 from autosplit.program import Program, Spec, closed_on_error
 from autosplit.runtime import note_stage_modules, unsplit_class
 from autosplit.samples import Samples, follow_samples
@@ -53,6 +55,8 @@ def pipelined(
     placement: Mapping[str, str],
     homes: Mapping[str, str],
     devices: Mapping[str, torch.device],
+    *,
+    descent: type[Descent] = Descent,
 ) -> Call:
     """What runs one form of call.
 
@@ -63,6 +67,7 @@ def pipelined(
         placement: device name by node name.
         homes: home device by weight name.
         devices: the torch device for each name.
+        descent: what runs the passes of a schedule that goes back within the call.
 
     Raises:
         PlanError: the stages cannot be cut, or the outputs cannot be merged.
@@ -73,13 +78,15 @@ def pipelined(
     lines = {
         part: line_of(pieces.small[part], pipeline, placement, homes, devices, pieces.samples) for part in {*parts}
     }
-    return Call(lines, parts, pieces.samples, devices, pipeline.schedule)
+    return Call(lines, parts, pieces.samples, devices, pipeline.schedule, descent)
 
 
 def evaluate_pipeline(
     problem: Problem, placement: Placement, pipeline: Pipeline, pieces: Pieces, parts: Sequence[int]
 ) -> Candidate:
     """The candidate of a pipeline: its memory is what the pipelined call takes on fakes, all micro-batches of it.
+
+    Under a schedule that goes back within the call two of each size are run, and the others are played from those.
 
     Args:
         problem: of the whole call.
@@ -93,19 +100,25 @@ def evaluate_pipeline(
     """
     check_placement(problem.graph, placement.devices, problem.cluster)
     homes = problem.homes(placement.devices)
-    call = pipelined(pieces, parts, pipeline, placement.devices, homes, fake_devices(problem.cluster))
-    names = names_of(problem.program)
-    io_device = fake_devices(problem.cluster)[problem.io_device]
+    devices, names = fake_devices(problem.cluster), names_of(problem.program)
 
-    def forward(*values: Any) -> list[Any]:
-        return arrived(call.program, call(dict(zip(names, values, strict=True))), io_device)
+    def footprints(descent: type[Descent]) -> dict[str, Footprint]:
+        call = pipelined(pieces, parts, pipeline, placement.devices, homes, devices, descent=descent)
+
+        def forward(*values: Any) -> list[Any]:
+            return arrived(call.program, call(dict(zip(names, values, strict=True))), devices[problem.io_device])
+
+        return problem.footprints(forward, homes, {})
 
     transfers = estimate.transfers(problem.graph, placement.devices, problem.cluster, io_device=problem.io_device)
     try:
-        footprints = problem.footprints(forward, homes, {})
+        try:
+            found = footprints(Rehearsal)
+        except CannotPlayError:
+            found = footprints(Descent)
     except RuntimeError as error:
         raise PlanError(f"micro-batches of {type(problem.model).__name__} cannot go back: {error}") from error
-    return Candidate(placement, homes, transfers, footprints, pipeline)
+    return Candidate(placement, homes, transfers, found, pipeline)
 
 
 def arrived(program: Program, outputs: Sequence[Any], device: torch.device) -> list[Any]:

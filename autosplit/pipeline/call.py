@@ -36,6 +36,7 @@ class Call:
         samples: what of inputs and outputs is batched.
         devices: the torch device for each name.
         schedule: "gpipe", or "1f1b" where the call is one of training.
+        descent: what runs the passes of "1f1b".
 
     Raises:
         PlanError: an output of the micro-batches cannot be merged, or "1f1b" has no loss to descend.
@@ -48,8 +49,9 @@ class Call:
         samples: Samples,
         devices: Mapping[str, torch.device],
         schedule: ScheduleName,
+        descent: type[Descent] = Descent,
     ) -> None:
-        self.parts, self.samples, self.schedule = parts, samples, schedule
+        self.parts, self.samples, self.schedule, self.descent = parts, samples, schedule, descent
         self.program = program = lines[parts[0]].program
         self.results = [program.names.get(result) for result in program.results]
         self.merges = [self._merge(place) for place in range(len(self.results))]
@@ -129,7 +131,7 @@ class Call:
     def _descended(self, given: Mapping[str, Any], shared: Mapping[str, Any], batches: Sequence[Values]) -> list[Any]:
         assert self.loss is not None  # the caller asked
         place = self.results.index(self.loss)
-        step = Descent(self.stages, shared, batches, loss=self.loss, merge=self.merges[place], parts=self.parts)
+        step = self.descent(self.stages, shared, batches, loss=self.loss, merge=self.merges[place], parts=self.parts)
         step.run(self.schedule)
         with torch.no_grad():
             outputs = self._merged(step.values, shared, batches)

@@ -17,11 +17,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autosplit.device import HOST, Cluster, Device
 from autosplit.graph import Mode
 from autosplit.predict.ledger import Footprint, replay
+from autosplit.predict.played import Played, Stretch
 from autosplit.predict.step import OptimizerFactory, Steps, Workload, training_loss
-from autosplit.predict.tracker import Tracker
+from autosplit.predict.tracker import Tracker, active_tracker
 from autosplit.program import AcceleratorForms, Input, Spec, closed_on_error, following
 
-__all__ = ["Footprint", "Workload", "fake_devices", "measure_optimizer", "predict_memory", "training_loss"]
+__all__ = [
+    "Footprint",
+    "Played",
+    "Stretch",
+    "Tracker",
+    "Workload",
+    "active_tracker",
+    "fake_devices",
+    "measure_optimizer",
+    "predict_memory",
+    "training_loss",
+]
 
 
 _PROBE_SIDE = 4096

@@ -22,14 +22,25 @@ Point = tuple[int, int]
 
 @dataclass(slots=True)
 class Record:
-    """One storage: its device by number, its bytes, what it is for (settled when that is known), and its block."""
+    """One storage.
+
+    Attributes:
+        device: by number.
+        kind: what it is for, settled when that is known.
+        operator: the call that made it.
+        born: the event of its birth.
+        block: where it is while a log is replayed.
+        heirs: storages that die when it does.
+    """
 
     device: int
     size_bytes: int
     kind: Kind
     operator: int = -1
     is_live: bool = True
+    born: int = -1
     block: Block | None = None
+    heirs: tuple[Record, ...] = ()
 
 
 @dataclass
@@ -50,6 +61,8 @@ class Log:
 
     def note(self, record: Record, position: int) -> None:
         """Note the birth or the death of a storage."""
+        if record.born < 0:
+            record.born = len(self.events)
         self.events.append(record)
         self.positions.append(position)
 

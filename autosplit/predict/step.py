@@ -99,13 +99,13 @@ class Steps:
         with self.tracker.making("optimizer"):
             optimizers = [factory(group) for group in _by_device(parameters)] if factory else []
         results: list[Any] = []
-        passes = self._now()
+        passes = self.tracker.now()
         self._pass(parameters, results)
-        first = self._now()
+        first = self.tracker.now()
         self._update(optimizers)
-        second = self._now()
+        second = self.tracker.now()
         self._update(optimizers)
-        step = Step(passes, first, second, self._now())
+        step = Step(passes, first, second, self.tracker.now())
         if step.can_repeat(self.tracker.log):
             self._let_go(parameters, results)
             return step.twice(self.tracker.log)
@@ -115,9 +115,6 @@ class Steps:
         self._update(optimizers)
         self._let_go(parameters, results)
         return self.tracker.log
-
-    def _now(self) -> tuple[int, int]:
-        return self.tracker.log.mark(), self.tracker.position
 
     def _pass(self, parameters: list[torch.Tensor], results: list[Any]) -> None:
         """All forward and backward passes of one step; the last results are left, as a caller has them.

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
 from autosplit.errors import PlanError
@@ -140,7 +140,7 @@ class Tracker(TorchDispatchMode):
 
     def settle(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
         """These tensors' storages are of this kind."""
-        for record in self._records(tensors):
+        for record in self.records(tensors):
             record.kind = kind
 
     def settle_new(self, since: int, kind: Kind) -> None:
@@ -152,11 +152,16 @@ class Tracker(TorchDispatchMode):
     def allocated_by(self, tensors: Sequence[torch.Tensor]) -> list[int]:
         """Bytes of these tensors' storages by device."""
         total = [0] * self._devices
-        for record in self._records(tensors):
+        for record in self.records(tensors):
             total[record.device] += record.size_bytes
         return total
 
-    def _records(self, tensors: Iterable[torch.Tensor]) -> list[Record]:
+    def now(self) -> tuple[int, int]:
+        """This moment: how many events were noted, and how many operators have run."""
+        return self.log.mark(), self.position
+
+    def records(self, tensors: Iterable[torch.Tensor]) -> list[Record]:
+        """The storages of tensors, those that are booked."""
         keys = dict.fromkeys(tensor.untyped_storage()._cdata for tensor in tensors)
         return [self._live[key].record for key in keys if key in self._live]
 
@@ -185,6 +190,9 @@ class Tracker(TorchDispatchMode):
         if record.kind == "activations" and record.operator == self.calls.count:
             record.kind = "workspace"
         self.log.note(record, self.position)
+        for heir in record.heirs:
+            heir.is_live = False
+            self.log.note(heir, self.position)
 
     def _would_reuse(self, func: Any, args: Any) -> bool:
         """Whether torch would have written the result over its first argument, which on fakes it does not.
@@ -212,6 +220,12 @@ class Tracker(TorchDispatchMode):
             return tensor.to(device) if tensor in self._literals else tensor
 
         return (args, kwargs) if device is None else pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
+
+
+def active_tracker() -> Tracker | None:
+    """The tracker that books what runs now."""
+    modes = _get_current_dispatch_mode_stack()
+    return next((mode for mode in reversed(modes) if isinstance(mode, Tracker)), None)
 
 
 class Calls(TorchFunctionMode):
