@@ -17,6 +17,7 @@ from autosplit.api.recosting import remember
 from autosplit.api.strategy import decide
 from autosplit.api.ways import find_ways_out
 from autosplit.capture import Captured, Frontend, climb
+from autosplit.collector import fewer_collections
 from autosplit.errors import CapacityError, CaptureError, PlanError
 from autosplit.placement import Plan
 
@@ -40,7 +41,8 @@ def make_plan(
     if isinstance(request.batch, int):
         trials = replace(trials, example=example.at(request.batch))
     try:
-        return _plan_largest(trials) if request.batch == "max" else _plan_one(trials, frontend)
+        with fewer_collections():
+            return _plan_largest(trials) if request.batch == "max" else _plan_one(trials, frontend)
     except CapacityError as error:
         error.model, error.mode = type(model).__name__, request.mode
         samples = min(filter(None, trials.posed)) if request.batch == "max" else trials.example.samples

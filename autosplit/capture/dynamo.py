@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import dis
-import gc
 import itertools
 import logging
 import re
@@ -24,7 +23,6 @@ from torch.utils._ordered_set import OrderedSet
 from autosplit.errors import AutosplitError, CaptureError
 
 _RECOMPILE_LIMIT = 64
-_COLLECT = (20_000, 20, 20)
 _LOG_METHODS = ("debug", "info", "warning", "warning_once", "info_once", "warning_advice", "error", "exception")
 _guards: Any = torch._dynamo.guards
 _timed = _guards.profile_guard_manager
@@ -178,18 +176,6 @@ def dynamo_settings() -> Iterator[None]:
 def guard_empty_hooks() -> None:
     """Have the graph that is being compiled guard every dictionary of hooks. Within ``dynamo_settings``."""
     torch._dynamo.config.skip_nnmodule_hook_guards = False
-
-
-@contextmanager
-def fewer_collections() -> Iterator[None]:
-    """The garbage collector looks less often: a capture makes millions of objects and drops few of them."""
-    before = gc.get_threshold()
-    if before[0]:  # 0 is off, and stays so
-        gc.set_threshold(*map(max, before, _COLLECT))
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @contextmanager

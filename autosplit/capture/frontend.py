@@ -25,7 +25,6 @@ from autosplit.capture.dynamo import (
     Entry,
     as_capture_error,
     dynamo_settings,
-    fewer_collections,
     guard_empty_hooks,
     quiet,
 )
@@ -34,6 +33,7 @@ from autosplit.capture.hooks import HookWatch
 from autosplit.capture.repeats import as_regions, flatten, repeated
 from autosplit.capture.slots import Reader
 from autosplit.capture.standins import Arguments, StandIns, stand_in
+from autosplit.collector import fewer_collections
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.holders import Exchange, to_device

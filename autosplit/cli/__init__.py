@@ -21,6 +21,7 @@ from autosplit.cli.launch import run
 from autosplit.cli.options import allow_code_option, debug_option, input_option, json_option
 from autosplit.cli.pictures import draw, pictures
 from autosplit.cli.shell import complete_devices, completion, schema
+from autosplit.collector import fewer_collections
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        result = autosplit.main(words, prog_name="autosplit", standalone_mode=False)
+        with fewer_collections():
+            result = autosplit.main(words, prog_name="autosplit", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:  # the reader of our output left: nothing more to say, also not at exit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from autosplit.allocator import AllocationError, Block, CachingAllocator
@@ -41,6 +41,10 @@ class Record:
     born: int = -1
     block: Block | None = None
     heirs: tuple[Record, ...] = ()
+
+    def again(self) -> Record:
+        """Another storage like it, not born yet."""
+        return Record(self.device, self.size_bytes, self.kind, self.operator)
 
 
 @dataclass
@@ -101,7 +105,7 @@ class Step:
     def twice(self, log: Log) -> Log:
         """The log of two steps in the order in which they run: passes, update, letting go; and the same again."""
         start, (i, middle), (j, second) = self.passes, self.first, self.second
-        copies = {id(record): replace(record) for record in log.events[start[0] : i]}
+        copies = {id(record): record.again() for record in log.events[start[0] : i]}
         later = second - start[1]  # operators between the passes and their repetition
         end = range(self.end[0], len(log.events))
         found = Log(list(log.events[: start[0]]), list(log.positions[: start[0]]), steps=[start[1], second])

@@ -22,6 +22,7 @@ from autosplit.program.copies import COPIED
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
+from autosplit.program.fakes import Fakes
 from autosplit.program.groups import stay_together
 from autosplit.program.names import (
     is_checkpoint,
@@ -42,6 +43,7 @@ __all__ = [
     "RECORDED",
     "AcceleratorForms",
     "Facts",
+    "Fakes",
     "GradientSums",
     "Input",
     "InputKind",

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+from torch.utils._mode_utils import no_dispatch
 
 aten = torch.ops.aten
+_NUMBER = aten._local_scalar_dense.default
 
 
 def call_on_fakes(
@@ -27,6 +29,8 @@ def call_on_fakes(
         kwargs: its keyword arguments.
         mode: the mode that looks on; it sees what the substitute is made of.
     """
+    if func is _NUMBER and isinstance(args[0], FakeTensor):  # not by an exception: optimizers ask thousands of times
+        return _number(args[0]) if args[0].constant is None else _constant(args[0].constant)
     try:
         return func(*args, **kwargs)
     except (DynamicOutputShapeException, DataDependentOutputException):
@@ -97,12 +101,16 @@ def _number(x: Tensor) -> complex | bool:
     return 1.0 if x.dtype.is_floating_point else 1
 
 
+def _constant(x: Tensor) -> Any:
+    with no_dispatch():
+        return x.item()
+
+
 def _indices(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.int64)
 
 
 _LARGEST: dict[Any, Callable[..., Any]] = {
-    aten._local_scalar_dense.default: _number,
     aten._unique.default: _unique,
     aten._unique2.default: _unique2,
     aten.bincount.default: _bincount,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +20,7 @@ from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.copies import Copy, DifferentError, copies_of
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, Spec, form_of, tensor_leaves
+from autosplit.program.fakes import Fakes
 from autosplit.program.names import is_checkpoint, is_control, operator_name, source_line
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import bare, closed_on_error
@@ -223,7 +223,7 @@ class _Analysis(fx.Interpreter):
 def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -> dict[fx.Node, Facts]:
     """Run the graph once on fake tensors on the logical CPU, gradients on in "train", and note what each node does."""
     analysis = _Analysis(graph_module)
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = Fakes()
     with closed_on_error(), fakes, torch.set_grad_enabled(mode == "train"):
         try:
             analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
