@@ -75,7 +75,12 @@ def _plan_largest(trials: Trials) -> tuple[Plan, Captured]:
     _refuse_shared_memory(trials.problem(trials.example.batch))
     best = largest(trials)
     plan = describe(best.problem, best.candidate)
-    plan = msgspec.structs.replace(plan, batch=best.batch, assumptions=(best.words, *plan.assumptions))
+    plan = msgspec.structs.replace(
+        plan,
+        batch=best.batch,
+        reason=f"batch {best.batch} is the largest found that fits; {plan.reason}",
+        assumptions=(best.words, *plan.assumptions),
+    )
     remember(plan, best.problem, trials)
     return plan, best.problem.captured
 

@@ -90,7 +90,7 @@ def test_what_needs_no_model_does_not_import_torch(stored, words):
 def test_show_does_not_import_torch(stored):
     done = torchless("show", stored)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(b"SINGLE  fits one device")
+    assert done.stdout.startswith(b"SINGLE for inference  fits one device")
 
 
 def test_show_reads_stdin():
