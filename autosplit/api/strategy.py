@@ -234,11 +234,10 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str) -> tuple[P
     exchanged_ns = group_exchange_ns(weighing.graph, candidate.placement.devices, weighing.cluster, replicas.groups)
     figures = replace(figures, step_ns=figures.step_ns + exchanged_ns)
     size = len(replicas.groups[0])
-    processes, each = (
-        (count * size, "a process for each device") if replicas.sketch else (count, f"{size} devices each")
-    )
+    processes, each = count * size, "a process for each device"
+    if replicas.sketch is None:
+        processes, each, notes = count, f"{size} devices each", (_SPLIT_REPLICAS,)
     launch = f"under torchrun --nproc-per-node={processes}, {each}; in one process one runs, on {used}"
-    notes += () if replicas.sketch else (_SPLIT_REPLICAS,)
     choice = Choice(
         "hybrid",
         reason=f"{reason}: {replicas.words} {launch}",

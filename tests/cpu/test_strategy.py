@@ -222,17 +222,15 @@ def test_a_hybrid_by_name():
     assert "--nproc-per-node=4, a process for each device" in plan.reason
 
 
+ISSUES_TO_QUEUES = "one thread issues to queues that run side by side"
+
+
 @pytest.mark.parametrize(
     ("names", "used", "strategy", "said"),
     [
-        ("gpu:0 gpu:1", 2, "split", "one thread issues to queues that run side by side"),
-        ("gpu:0 gpu:1", 2, "pipeline", "one thread issues to queues that run side by side"),
-        (
-            "gpu:0 gpu:1",
-            2,
-            "hybrid",
-            "each replica as in one process: one thread issues to queues that run side by side",
-        ),
+        ("gpu:0 gpu:1", 2, "split", ISSUES_TO_QUEUES),
+        ("gpu:0 gpu:1", 2, "pipeline", ISSUES_TO_QUEUES),
+        ("gpu:0 gpu:1", 2, "hybrid", f"each replica as in one process: {ISSUES_TO_QUEUES}"),
         ("gpu:0 gpu:1", 1, "single", "one thread issues to the device's queue"),
         ("gpu:0 gpu:1", 1, "replicate", "in each process one thread issues to the device's queue"),
         ("sim:0 sim:1", 2, "split", "devices work one at a time"),
