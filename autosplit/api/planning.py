@@ -12,13 +12,14 @@ from torch import nn
 
 from autosplit.api.batch import Example, Trials, largest
 from autosplit.api.describe import describe
+from autosplit.api.identity import all_inputs
 from autosplit.api.problem import Problem, Request
 from autosplit.api.recosting import remember
 from autosplit.api.strategy import decide
 from autosplit.api.ways import find_ways_out
 from autosplit.capture import Captured, Frontend, climb
 from autosplit.errors import CapacityError, CaptureError, PlanError
-from autosplit.placement import Plan
+from autosplit.placement import SAME, Plan
 
 
 def make_plan(
@@ -61,7 +62,7 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
     trials.captured[example.samples] = captured
     problem = trials.problem(example.samples)
     _refuse_shared_memory(problem)
-    plan = decide(trials, problem)
+    plan = _with_same_inputs(decide(trials, problem), trials)
     if isinstance(request.batch, int):
         words = f"batch: {request.batch}, as asked: what the model is called with is resized along dimension 0"
         plan = msgspec.structs.replace(plan, batch=request.batch, assumptions=(words, *plan.assumptions))
@@ -74,7 +75,7 @@ def _plan_largest(trials: Trials) -> tuple[Plan, Captured]:
     """The plan for the largest batch that fits."""
     _refuse_shared_memory(trials.problem(trials.example.batch))
     best = largest(trials)
-    plan = describe(best.problem, best.candidate)
+    plan = _with_same_inputs(describe(best.problem, best.candidate), trials)
     plan = msgspec.structs.replace(
         plan,
         batch=best.batch,
@@ -83,6 +84,14 @@ def _plan_largest(trials: Trials) -> tuple[Plan, Captured]:
     )
     remember(plan, best.problem, trials)
     return plan, best.problem.captured
+
+
+def _with_same_inputs(plan: Plan, trials: Trials) -> Plan:
+    """The plan, also of the arguments that are the tensor of another one."""
+    inputs = all_inputs(plan, trials.model, trials.example.args, trials.example.kwargs)
+    same = {name: form.removeprefix(SAME) for name, form in inputs.items() if form.startswith(SAME)}
+    said = (f"inputs: {name} is the tensor of {one}" for name, one in same.items())
+    return msgspec.structs.replace(plan, inputs=inputs, assumptions=(*plan.assumptions, *said))
 
 
 def _refuse_shared_memory(problem: Problem) -> None:

@@ -25,6 +25,8 @@ Strategy = Literal["single", "replicate", "split", "pipeline", "hybrid"]
 
 PLAN_FORMAT = 4
 MAX_PLAN_BYTES = 64 * 2**20
+SAME = "= "
+"""Before the name of an input, in ``Plan.inputs``: this one is the very tensor of that."""
 
 _MOST_WORDS = 400  # characters of what a parser says of a file
 _EDITED = "edited"  # where a plan remembers that its file was edited, beside its fields; and its checksum then
@@ -108,7 +110,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         pipeline: micro-batches, schedule and stages; None where a call runs as a whole.
         replicas: copies of all that, each on as many devices of its own, under DDP; the placement is the first's.
         options: the strategies that were weighed, the best first; empty where one was asked for.
-        inputs: form of each input by its name, as in "int64[4, 2048]".
+        inputs: form of each input by its name, as in "int64[4, 2048]"; "= NAME" of one that is the tensor of another.
         weight_forms: the same of each parameter and buffer, tied ones by each of their names.
         graph_fingerprint: sha256 of the captured graph: its nodes in program order, each with the forms it gives.
         optimizer: what training memory is planned for, where that has a name; None for an object, and in inference.

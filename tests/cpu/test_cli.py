@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -78,6 +79,15 @@ MODELS = """
     class Tanh(Net):
         def forward(self, x):
             return self.fc2(self.fc1(x).tanh())
+
+    class WithTarget(Net):
+        def forward(self, x, target=None):
+            y = super().forward(x)
+            return y if target is None else (y - target).square().mean()
+
+    def one_tensor_twice():
+        x = torch.ones(4, 256)
+        return WithTarget(), {"x": x, "target": x}
 
     ready = Net()
     number = 7
@@ -187,7 +197,7 @@ def test_an_exported_program_that_is_none(capsys, folder):
 def test_the_table_and_the_saved_plan(capsys, folder):
     assert main(plan_words(devices="2x1GiB", more=["--out", "plan.json"])) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("REPLICATE  fits one device")
+    assert said.out.startswith("REPLICATE for inference  fits one device")
     assert "a line on stdout" in said.err
     assert "plan saved: autosplit show plan.json" in said.err
     assert main(["show", "plan.json"]) == 0
@@ -396,6 +406,32 @@ def test_check_with_inputs_of_another_size(capsys, plan_file):
     assert (code, found["error"]["kind"]) == (3, "capacity")
 
 
+@pytest.mark.parametrize("batch", [(), ("--batch", "8"), ("--batch", "max")])
+def test_check_of_one_tensor_given_twice(capsys, batch):
+    made = planned(capsys, "my_models:one_tensor_twice", inputs=(), more=("--out", "plan.json", *batch))
+    assert made.inputs["target"] == "= x"
+    assert "inputs: target is the tensor of x" in made.assumptions
+    for model in (
+        "one_tensor_twice",
+        "WithTarget",
+    ):  # without inputs those of the plan are taken
+        assert main(["check", "plan.json", f"my_models:{model}"]) == 0
+        assert "memory: predicted again, as planned" in capsys.readouterr().out
+    two = ["--input", "x=f32:4x256", "--input", "target=f32:4x256"]
+    assert main(["check", "plan.json", "my_models:WithTarget", *two]) == 0
+    assert "memory: costed again" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["x", "target", "no such"])
+def test_check_of_a_plan_whose_input_is_that_of_none(capsys, folder, name):
+    plan = planned(capsys, "my_models:one_tensor_twice", inputs=())
+    changed = msgspec.structs.replace(plan, inputs={"x": "float32[4, 256]", "target": f"= {name}"})
+    changed.save(folder / "plan.json")
+    code = main(["check", "plan.json", "my_models:WithTarget"])
+    assert code == 0
+    assert ("graph: no inputs" in capsys.readouterr().out) == (name != "x")
+
+
 def test_check_of_a_stale_plan(capsys, plan_file):
     code, found = checked(capsys, plan_file, "my_models:Tanh")
     assert (code, found["error"]["kind"]) == (5, "plan")
@@ -549,7 +585,7 @@ def test_demo(capsys):
     assert main(["demo"]) == 0
     said = capsys.readouterr().out
     assert "On one device: GPT does not fit" in said
-    assert "\nSPLIT  " in said
+    assert "\nSPLIT for training  " in said
     assert said.endswith("\nidentical\n")
     printed = "\n".join(line.rstrip() for line in said.splitlines())
     assert code_blocks("text")[0].strip() in printed, "README.md shows another plan than the demo prints"
