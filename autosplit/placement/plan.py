@@ -11,7 +11,7 @@ import msgspec
 from autosplit.choices import Mode, OptimizerName, Rung
 from autosplit.device import Cluster
 from autosplit.errors import DeviceError, PlanError
-from autosplit.files import clean, quoted, read, repeated_key, write
+from autosplit.files import clean, kind_of, quoted, read, repeated_key, write
 from autosplit.placement import options as explained
 from autosplit.placement.checks import check_plan
 from autosplit.placement.modules import device_map
@@ -209,9 +209,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             _check_format(PLAN_FORMAT if found is None else found)
             stored = msgspec.json.decode(data, type=StoredPlan)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, DeviceError) as error:
-            raise PlanError(f"not a plan: {clean(str(error)[:_MOST_WORDS])}") from error
+            raise PlanError(_no_plan(data, clean(str(error)[:_MOST_WORDS]))) from error
         if found is None:
-            raise PlanError("not a plan: Object missing required field `format`")
+            raise PlanError(_no_plan(data, "Object missing required field `format`"))
         twice = repeated_key(data)
         if twice is not None:
             raise PlanError(f"not a plan: key {quoted(twice)} is there twice, and only one can count")
@@ -254,6 +254,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             PlanError: names a module that is split below module level: such a map cannot say that.
         """
         return device_map(self.placement, self.weights)
+
+
+def _no_plan(data: bytes | str, why: str) -> str:
+    kind = kind_of(data if isinstance(data, bytes) else b"")  # of text that is no UTF-8 nothing is known
+    return (
+        f"not a plan: it is {kind}; a plan is what autosplit plan --out FILE writes" if kind else f"not a plan: {why}"
+    )
 
 
 class _Format(msgspec.Struct, frozen=True):

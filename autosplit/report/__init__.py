@@ -158,7 +158,8 @@ class ErrorTable:
         yield Text.assemble((f"error[{self.kind}]: ", "bold red"), clean(str(self.error)))
         if not isinstance(self.error, CapacityError) or not self.error.needs_bytes:
             return
-        grid = Grid("device", ">needs", ">has", ">short", ">short, bytes")
+        least = " at least" if self.error.proved else ""  # what proves it counts less than what would be planned
+        grid = Grid("device", f">needs{least}", ">has", f">short{least}", ">in bytes")
         short = self.error.short_bytes
         for name, need in self.error.needs_bytes.items():
             has = self.error.has_bytes.get(name, 0)

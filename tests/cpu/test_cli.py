@@ -212,7 +212,7 @@ def test_a_split_of_a_training_step(capsys):
     assert (
         main(plan_words(inputs=["x=f32:1024x256"], devices=SPLITS, more=["--for", "train", "--optimizer", "sgd"])) == 0
     )
-    assert capsys.readouterr().out.startswith(f"SPLIT  {len(plan.stages)} stages")
+    assert capsys.readouterr().out.startswith(f"SPLIT for training  {len(plan.stages)} stages")
 
 
 def test_the_optimizer_counts(capsys):
@@ -636,7 +636,7 @@ def test_python_in_the_readme_runs(capsys, block):
 def test_the_plan_command_in_the_readme(capsys):
     words = next(line for line in code_blocks("sh")[1].splitlines() if "autosplit.demo:GPT" in line).split()
     assert main(words[1:]) == 0
-    assert capsys.readouterr().out.startswith("SPLIT  2 stages")
+    assert capsys.readouterr().out.startswith("SPLIT for training  2 stages")
 
 
 def test_the_engine_example(capsys):
@@ -660,5 +660,5 @@ def test_the_transformers_example():
     pytest.importorskip("transformers")
     example = ROOT / "examples" / "transformer_train.py"  # it sets the process's number of threads
     said = subprocess.run([sys.executable, example], stdout=subprocess.PIPE, text=True, check=True).stdout
-    assert said.startswith("SPLIT  ")
+    assert said.startswith("SPLIT for training  ")
     assert "parameters equal after 5 steps: True\nstill tied: True\n" in said

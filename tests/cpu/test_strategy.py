@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_split_into_a_pipeline():
     for name in ("single", "replicate"):
         assert found[name].words == "does not fit one device"
         assert found[name].needs_bytes > found[name].has_bytes
-        assert "needed, has 38.4 GiB" in plan.why_not(name)
+        assert "estimated, has 38.4 GiB" in plan.why_not(name)
     assert found["hybrid"].words == "two replicas of two devices or more do not fit on these"
 
 

@@ -234,9 +234,9 @@ def test_misfit_in_words_and_as_a_document():
     )
     assert error_text(error) == (
         "error[capacity]: GPT does not fit\n"
-        "device    needs      has    short  short, bytes\n"
-        "gpu:0   3.0 GiB  1.0 GiB  2.0 GiB    2147483648\n"
-        "gpu:1      10 B  1.0 GiB        -             0\n"
+        "device    needs      has    short    in bytes\n"
+        "gpu:0   3.0 GiB  1.0 GiB  2.0 GiB  2147483648\n"
+        "gpu:1      10 B  1.0 GiB        -           0\n"
         "Not proved: the search found no placement that fits.\n"
     )
     document = json.loads(report.error_document(error, "capacity", str(error), 3))
@@ -253,6 +253,7 @@ def test_misfit_in_words_and_as_a_document():
     }
     proved = CapacityError("no", needs_bytes={"gpu:0": 2}, has_bytes={"gpu:0": 1}, proved=True)
     assert "Proved: no placement on these devices fits." in error_text(proved)
+    assert "device  needs at least  has  short at least  in bytes\n" in error_text(proved)
     assert error_text(CaptureError("long " * 30), "capture") == f"error[capture]: {('long ' * 30).rstrip()}\n"
 
 
