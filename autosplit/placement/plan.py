@@ -258,9 +258,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def _no_plan(data: bytes | str, why: str) -> str:
     kind = kind_of(data if isinstance(data, bytes) else b"")  # of text that is no UTF-8 nothing is known
-    return (
-        f"not a plan: it is {kind}; a plan is what autosplit plan --out FILE writes" if kind else f"not a plan: {why}"
-    )
+    return f"not a plan: {f'it is {kind}; a plan is what autosplit plan --out FILE writes' if kind else why}"
 
 
 class _Format(msgspec.Struct, frozen=True):
