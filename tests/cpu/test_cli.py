@@ -587,6 +587,10 @@ def test_demo(capsys):
     assert "On one device: GPT does not fit" in said
     assert "\nSPLIT for training  " in said
     assert said.endswith("\nidentical\n")
+    losses = [float(line.split()[1]) for line in said.splitlines() if re.match(r"\d+ +\d+\.\d+ +\d", line)]
+    assert len(losses) == autosplit.demo.STEPS
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] / 10
     printed = "\n".join(line.rstrip() for line in said.splitlines())
     assert code_blocks("text")[0].strip() in printed, "README.md shows another plan than the demo prints"
 
