@@ -77,3 +77,18 @@ def test_without_a_process_group_the_plan_says_how_to_launch() -> None:
     described = autosplit.plan(build(), "4x1GiB", (batch()[0],))
     assert described.strategy == "replicate"
     assert "torchrun --nproc-per-node=4" in described.reason
+
+
+def test_a_capture_within_ddp_is_not_cut_at_its_buckets() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wide = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))  # the first bucket has 1 MiB: one of them
+        whole = copy.deepcopy(wide)
+        model = autosplit.partition(wide, ["cpu"], (torch.randn(8, 512),))
+        model(torch.randn(8, 512))
+        planned = len(model.module.graph_module.graph.nodes)
+        x = torch.randn(5, 512)
+        assert torch.equal(model(x), whole(x))
+        assert len(model.module.graph_module.graph.nodes) == planned  # of this call: captured anew
+    finally:
+        dist.destroy_process_group()
