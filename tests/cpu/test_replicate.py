@@ -85,10 +85,9 @@ def test_a_capture_within_ddp_is_not_cut_at_its_buckets() -> None:
         wide = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))  # the first bucket has 1 MiB: one of them
         whole = copy.deepcopy(wide)
         model = autosplit.partition(wide, ["cpu"], (torch.randn(8, 512),))
-        model(torch.randn(8, 512))
-        planned = len(model.module.graph_module.graph.nodes)
-        x = torch.randn(5, 512)
+        x = torch.randn(5, 512)  # captured anew, within DDP's forward
         assert torch.equal(model(x), whole(x))
-        assert len(model.module.graph_module.graph.nodes) == planned  # of this call: captured anew
+        operators = [node.name for node in model.module.graph_module.graph.nodes if node.op == "call_function"]
+        assert sum("linear" in name for name in operators) == 4
     finally:
         dist.destroy_process_group()
