@@ -145,6 +145,16 @@ def test_the_host_has_its_own_lane_boxes_and_colour(tmp_path):
     assert max(grounds) <= 60
 
 
+def test_many_inputs_are_one_box(tmp_path):
+    plan = with_host()
+    inputs = [Transfer(tensor=f"input/x{i}", src="host", dst=f"gpu:{i % 2}", size_bytes=64) for i in range(12)]
+    plan = msgspec.structs.replace(plan, transfers=(*plan.transfers, *inputs))
+    dom, console, _ = opened(plan, tmp_path, "--dump-dom")
+    assert console == []
+    assert marks(dom)["graph"] == len(blocks(module_tree(plan.placement), plan.placement)) + len(plan.transfers) + 2
+    assert "13 inputs: ○ host: copied to gpu:0, gpu:1" in dom
+
+
 def test_dark_where_the_system_is_dark(tmp_path):
     shot = tmp_path / "shot.png"
     opened(
