@@ -70,6 +70,34 @@ def repeated_key(document: bytes | str) -> str | None:
     return found[0] if found else None
 
 
+_BEGINS = {
+    b"<!doctype html": "an HTML page, such as --html writes: open it in a browser",
+    b"<html": "an HTML page: open it in a browser",
+    b'{"traceEvents"': "a trace, as --trace writes it: open it in Perfetto",
+    b'{"label"': "a graph, as --model-explorer writes it: open it in Model Explorer",
+    b'{"error"': "what --json prints of an error",
+    b"[[device": "a cluster file: give it to --devices",
+    b"pk\x03\x04": "a zip archive, such as a .pt2 file or what torch.save writes",
+    b"\x89png": "a picture",
+    b"%pdf": "a PDF",
+    b"\x1f\x8b": "compressed: unpack it first",
+}
+_LOOKED_AT = 4096  # bytes of a file that say what it is
+
+
+def kind_of(content: bytes) -> str:
+    """What a file that was taken for another kind is, in words, by how it begins; "" where that does not tell.
+
+    >>> kind_of(b"<!DOCTYPE html><title>"), kind_of(b"{}"), kind_of(b"")
+    ('an HTML page, such as --html writes: open it in a browser', '', 'empty')
+    """
+    head = content[:_LOOKED_AT].lstrip().lower()
+    if not head:
+        return "empty"
+    known = next((words for begin, words in _BEGINS.items() if head.startswith(begin.lower())), "")
+    return known or ("no text" if b"\0" in head else "")
+
+
 def clean(text: str) -> str:
     """Without control characters and direction marks, which could rewrite what a terminal shows.
 

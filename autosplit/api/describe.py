@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from autosplit import estimate
@@ -13,6 +13,7 @@ from autosplit.api.timing import Timed
 from autosplit.capture import Captured
 from autosplit.device import Cluster
 from autosplit.placement import DevicePrediction, Option, Pipeline, Plan, Prediction, Span, Strategy, check_plan
+from autosplit.ranks.seats import rank_of
 from autosplit.runtime import weight_signature
 from autosplit.units import format_bytes
 
@@ -68,7 +69,7 @@ def describe(problem: Problem, candidate: Candidate, choice: Choice = PLAIN) -> 
         bound=placement.bound,
         prediction=_prediction(problem, candidate, choice.figures),
         reason=(choice.reason or reason) + choice.words,
-        assumptions=(*problem.assumptions, *notes, *_assumptions(problem)),
+        assumptions=(*problem.assumptions, *notes, *_assumptions(problem, candidate, choice.strategy or strategy)),
         fingerprint=weight_signature(problem.model),
         pipeline=choice.pipeline,
         replicas=choice.replicas,
@@ -140,15 +141,27 @@ def _other_objective(problem: Problem, candidate: Candidate) -> list[str]:
     return [f"objective: {found}: {problem.objective} gave no split that fits"]
 
 
-def _how_timed(timed: Timed, cluster: Cluster) -> list[str]:
+def _how_timed(timed: Timed, issued: str) -> list[str]:
     said = {
         "measured": "times: measured",
         "calibrated": "times: roofline estimate, scaled by what was measured of the same operator",
         "estimated": "times: roofline estimate, unmeasured; backward taken as 2 x forward",
     }
-    waits = all(device.is_synchronous for device in cluster.devices)
-    beside = "devices work one at a time" if waits else "one thread issues to queues that run side by side"
-    return [f"{said[timed.source]}; {beside}", *timed.notes]
+    return [f"{said[timed.source]}; {issued}", *timed.notes]
+
+
+def _how_issued(cluster: Cluster, used: Collection[str], strategy: Strategy) -> str:
+    """Who starts the operators, and what of them runs side by side."""
+    if any(rank_of(name) is not None for name in used):
+        return "each rank issues to its own devices, and ranks work side by side"
+    if all(device.is_synchronous for device in cluster.devices):
+        said = "devices work one at a time" if len(used) > 1 else "the device works as it is called"
+    elif len(used) > 1:
+        said = "one thread issues to queues that run side by side"
+    else:
+        said = "one thread issues to the device's queue"
+    each = {"replicate": "in each process ", "hybrid": "each replica as in one process: "}
+    return each.get(strategy, "") + said
 
 
 def _how_captured(captured: Captured) -> list[str]:
@@ -167,15 +180,16 @@ def _how_captured(captured: Captured) -> list[str]:
     return said
 
 
-def _assumptions(problem: Problem) -> list[str]:
+def _assumptions(problem: Problem, candidate: Candidate, strategy: Strategy) -> list[str]:
     forms = [
         f"{source.name} {str(source.spec.dtype).removeprefix('torch.')}{list(source.spec.shape)}"
         for source in problem.program.inputs.values()
         if source.kind == "input" and source.spec is not None
     ]
+    used = set(candidate.placement.devices.values())
     said = [
         f"inputs: {', '.join(forms)}, arriving on {problem.io_device}",
-        *_how_timed(problem.timed, problem.cluster),
+        *_how_timed(problem.timed, _how_issued(problem.cluster, used, strategy)),
         *problem.cluster.assumptions,
         "memory: what torch allocates; kernel workspaces and the device's context are not counted",
         *_how_captured(problem.captured),

@@ -12,7 +12,7 @@ from torch import nn
 
 from autosplit.api.batch import Example
 from autosplit.api.describe import describe
-from autosplit.api.identity import input_forms, refuse_other_graph, refuse_other_weights
+from autosplit.api.identity import all_inputs, is_for_inputs, refuse_other_graph, refuse_other_weights
 from autosplit.api.problem import Problem, Request
 from autosplit.api.search import search
 from autosplit.capture import Captured, Frontend, climb
@@ -139,7 +139,7 @@ def with_inputs(
     refuse_other_graph(plan, captured)
     if plan.pipeline is not None or plan.replicas > 1:
         _refuse_edited_pipeline(plan)
-        is_same = not plan.inputs or input_forms(captured.program) == plan.inputs
+        is_same = not plan.inputs or is_for_inputs(plan, captured.program)
         return (plan if is_same else _noted(plan, _OTHER_INPUTS)), captured
     if plan.mode == "train" and optimizer is None and plan.optimizer is None:
         return (_noted(plan, _NO_OPTIMIZER) if plan.is_edited else plan), captured
@@ -153,6 +153,7 @@ def with_inputs(
     )
     problem = Problem(model, request, captured, plan.io_device)
     fresh = describe(problem, search(problem))
+    fresh = msgspec.structs.replace(fresh, inputs=all_inputs(fresh, model, example.args, example.kwargs))
     _refuse_moved(plan, fresh)
     return (plan if _holds(plan, fresh) else _costed_again(plan, fresh)), captured
 

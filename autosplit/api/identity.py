@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import torch
@@ -13,7 +15,7 @@ from torch.utils import _pytree as pytree
 from autosplit.capture import Captured
 from autosplit.errors import CapacityError, PlanError
 from autosplit.files import quoted
-from autosplit.placement import Plan
+from autosplit.placement import SAME, Plan
 from autosplit.program import Program, Spec
 from autosplit.runtime import weight_signature
 from autosplit.units import format_bytes
@@ -32,6 +34,31 @@ def input_forms(program: Program) -> dict[str, str]:
         for source in program.inputs.values()
         if source.kind == "input" and source.spec is not None
     }
+
+
+def all_inputs(plan: Plan, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """The plan's inputs, with the arguments that are the very tensor of one before: "= NAME".
+
+    Of ``model(ids, labels=ids)`` the capture knows one input, by the first name; without ``labels`` the call may be
+    another graph.
+    """
+    try:
+        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # the model takes what its signature does not say
+        return plan.inputs
+    first: dict[int, str] = {}
+    tensors = ((name, value) for name, value in named.items() if isinstance(value, torch.Tensor))
+    same = {name: one for name, value in tensors if (one := first.setdefault(id(value), name)) != name}
+    return plan.inputs | {name: f"{SAME}{one}" for name, one in same.items() if one in plan.inputs}
+
+
+def _own_forms(plan: Plan) -> dict[str, str]:
+    return {name: form for name, form in plan.inputs.items() if not form.startswith(SAME)}
+
+
+def is_for_inputs(plan: Plan, program: Program) -> bool:
+    """Whether the inputs of ``program`` have the planned names and forms."""
+    return input_forms(program) == _own_forms(plan)
 
 
 def graph_fingerprint(program: Program) -> str:
@@ -94,8 +121,7 @@ def refuse_other_graph(plan: Plan, captured: Captured) -> None:
         raise PlanError(
             f"stale plan: the model has {len(named)} nodes, planned were {len(planned)}: {more}; plan again"
         )
-    forms = input_forms(program)
-    if plan.graph_fingerprint and forms == plan.inputs and plan.graph_fingerprint != graph_fingerprint(program):
+    if plan.graph_fingerprint and is_for_inputs(plan, program) and plan.graph_fingerprint != graph_fingerprint(program):
         raise PlanError(
             "stale plan: of the same inputs and weights, the nodes of the planned names now give tensors of other "
             "shapes or dtypes; plan again"

@@ -12,6 +12,7 @@ from torch import nn
 
 from autosplit.api.batch import Example, Trials, largest
 from autosplit.api.describe import describe
+from autosplit.api.identity import all_inputs
 from autosplit.api.problem import Problem, Request
 from autosplit.api.recosting import remember
 from autosplit.api.strategy import decide
@@ -19,7 +20,7 @@ from autosplit.api.ways import find_ways_out
 from autosplit.capture import Captured, Frontend, climb
 from autosplit.collector import fewer_collections
 from autosplit.errors import CapacityError, CaptureError, PlanError
-from autosplit.placement import Plan
+from autosplit.placement import SAME, Plan
 
 
 def make_plan(
@@ -63,7 +64,7 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
     trials.captured[example.samples] = captured
     problem = trials.problem(example.samples)
     _refuse_shared_memory(problem)
-    plan = decide(trials, problem)
+    plan = _with_same_inputs(decide(trials, problem), trials)
     if isinstance(request.batch, int):
         words = f"batch: {request.batch}, as asked: what the model is called with is resized along dimension 0"
         plan = msgspec.structs.replace(plan, batch=request.batch, assumptions=(words, *plan.assumptions))
@@ -76,10 +77,23 @@ def _plan_largest(trials: Trials) -> tuple[Plan, Captured]:
     """The plan for the largest batch that fits."""
     _refuse_shared_memory(trials.problem(trials.example.batch))
     best = largest(trials)
-    plan = describe(best.problem, best.candidate)
-    plan = msgspec.structs.replace(plan, batch=best.batch, assumptions=(best.words, *plan.assumptions))
+    plan = _with_same_inputs(describe(best.problem, best.candidate), trials)
+    plan = msgspec.structs.replace(
+        plan,
+        batch=best.batch,
+        reason=f"batch {best.batch} is the largest found that fits; {plan.reason}",
+        assumptions=(best.words, *plan.assumptions),
+    )
     remember(plan, best.problem, trials)
     return plan, best.problem.captured
+
+
+def _with_same_inputs(plan: Plan, trials: Trials) -> Plan:
+    """The plan, also of the arguments that are the tensor of another one."""
+    inputs = all_inputs(plan, trials.model, trials.example.args, trials.example.kwargs)
+    same = {name: form.removeprefix(SAME) for name, form in inputs.items() if form.startswith(SAME)}
+    said = (f"inputs: {name} is the tensor of {one}" for name, one in same.items())
+    return msgspec.structs.replace(plan, inputs=inputs, assumptions=(*plan.assumptions, *said))
 
 
 def _refuse_shared_memory(problem: Problem) -> None:

@@ -27,6 +27,10 @@ _GROUP_EXCHANGE = (
     "replicas: gradients go round a ring at its slowest link, all of it after the backward; the buckets' own memory is "
     "not counted"
 )
+_SPLIT_REPLICAS = (
+    "replicas: of a split, each process plans strategy='split' for its own devices and wraps it in "
+    "DistributedDataParallel; strategy='hybrid' under torchrun makes replicas of pipelines, a process for each device"
+)
 
 
 def check_pipeline(strategy: str, microbatches: object, schedule: str) -> None:
@@ -229,7 +233,11 @@ def _hybrid_plan(weighing: Weighing, replicas: Replicas, reason: str) -> tuple[P
         figures = figures_of(replicas.problem, candidate.placement.devices)
     exchanged_ns = group_exchange_ns(weighing.graph, candidate.placement.devices, weighing.cluster, replicas.groups)
     figures = replace(figures, step_ns=figures.step_ns + exchanged_ns)
-    launch = f"under torchrun --nproc-per-node={count}; in one process one runs, on {used}"
+    size = len(replicas.groups[0])
+    processes, each = count * size, "a process for each device"
+    if replicas.sketch is None:
+        processes, each, notes = count, f"{size} devices each", (_SPLIT_REPLICAS,)
+    launch = f"under torchrun --nproc-per-node={processes}, {each}; in one process one runs, on {used}"
     choice = Choice(
         "hybrid",
         reason=f"{reason}: {replicas.words} {launch}",

@@ -162,6 +162,7 @@ def dynamo_settings() -> Iterator[None]:
         skip_nnmodule_hook_guards=True,  # hooks.py watches
         specialize_float=True,
         recompile_limit=_RECOMPILE_LIMIT,
+        optimize_ddp=False,  # else a capture within DistributedDataParallel is cut at its buckets
         record_runtime_overhead=False,  # two calls for a profiler, at every call
         ignore_logging_functions=ignored,
     )

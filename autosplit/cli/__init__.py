@@ -257,7 +257,8 @@ def devices(*, spec: str | None, measure: bool, catalogue: bool, out: Path | Non
 def demo(*, as_json: bool) -> int:
     """Train a GPT that fits no single virtual device, split, next to the unsplit model.
 
-    Needs nothing but this package: the devices are virtual, the data random. Exits with 1 where the two differ.
+    Needs nothing but this package: the devices are virtual, the data is one random batch. Exits with 1 where the two
+    differ.
     """
     with output.progress("loading torch"):
         from autosplit.demo import run

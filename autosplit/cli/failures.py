@@ -36,6 +36,21 @@ _KINDS: dict[type[BaseException], str] = {
 }
 KINDS = (*_KINDS.values(), "bug")
 """What an error can be, in one word: a heading of docs/errors.md each."""
+WHAT_TO_DO = {
+    "capacity": "give fewer samples (--batch max finds the most that fit), another optimizer, or more devices",
+    "capture": "check that the inputs are those of forward; a model that looks at values can be planned in Python, "
+    "with real inputs",
+    "plan": "plan again; autosplit check FILE MODEL says whether the file or the model is at fault",
+    "graph": "mend the node that is named",
+    "verify": "rule out that the model itself differs from run to run; rtol and atol allow for sums in another order",
+    "loss": "look at the data of that step, the learning rate and the types",
+    "device-fault": "autosplit devices --measure checks every link; where memory runs out, plan with what is free",
+    "device": "take one of the names in the message; autosplit devices lists what is present, and with --catalogue "
+    "what can be described",
+    "bug": "this is a bug in autosplit: run again with --debug for the traceback, and report it",
+}
+"""What helps against each kind, as docs/errors.md says it at greater length; click says it of usage."""
+
 BUG, DEVICE_FAULT, INTERRUPTED = 1, 6, 130
 
 
@@ -55,12 +70,10 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     if isinstance(error, CapacityError) and error.model:
         _look_for_ways_out(error)
         show(WaysTable(error, is_command=True), err=True)
-    if kind not in ("usage", "interrupted"):  # click says what to write; the user knows
-        click.echo(f"more: docs/errors.md#{kind}", err=True)
+    if kind in WHAT_TO_DO:
+        click.echo(f"what to do: {WHAT_TO_DO[kind]}", err=True)
     if as_json:
         click.echo(error_document(error, kind, _message(error), code))
-    if kind == "bug" and not debug:
-        click.echo("This is a bug in autosplit: run again with --debug for the traceback, and report it.", err=True)
     return code
 
 

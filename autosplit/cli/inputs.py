@@ -34,6 +34,21 @@ TYPES = {
 }
 """Element types by short name; torch's own names are understood too."""
 
+_MEANT = {
+    "int": ("i64", "i32"),
+    "integer": ("i64", "i32"),
+    "long": ("i64",),
+    "float": ("f32",),
+    "double": ("f64",),
+    "half": ("f16",),
+    "fp16": ("f16",),
+    "bfloat": ("bf16",),
+    "short": ("i16",),
+    "byte": ("u8",),
+    "complex": ("c64",),
+}
+"""What is meant by other names of types, where the nearest of ours is another one."""
+
 _LARGEST = 2**48  # elements: far above any tensor, far below what overflows a count of bytes
 _HINT = "--input"
 _DEFAULT_LENGTH = 128  # tokens of the sequence that is planned for when none is given
@@ -160,7 +175,8 @@ def _parse(word: str, spec: str) -> InputSpec:
         raise _refused(word, f"the element type is missing or ends without ':'; write {word.partition('=')[0]}=f32:2x3")
     dtype = TYPES.get(kind, kind)
     if dtype not in TYPES.values():
-        raise _refused(word, f"unknown element type {kind!r}{_near(kind, [*TYPES, *TYPES.values()])}")
+        meant = f" (did you mean {' or '.join(map(repr, _MEANT[kind]))}?)" if kind in _MEANT else ""
+        raise _refused(word, f"unknown element type {kind!r}{meant or _near(kind, [*TYPES, *TYPES.values()])}")
     if not sizes:
         return InputSpec(dtype, ())
     if not _SIZES.fullmatch(sizes):

@@ -84,11 +84,16 @@ def _inputs(plan: Plan, loaded: Loaded, specs: Mapping[str, InputSpec]) -> Input
     """As given, or as they came with the model; else as the plan was made for, where forward takes them by name."""
     if specs or loaded.args is not None or loaded.kwargs is not None:
         return example_inputs(loaded, specs)
-    planned = {name: form_of(form) for name, form in plan.inputs.items()}
+    from autosplit.placement import SAME
+
+    same = {name: form.removeprefix(SAME) for name, form in plan.inputs.items() if form.startswith(SAME)}
+    planned = {name: form_of(plan.inputs.get(same.get(name, name), "")) for name in plan.inputs}
     known = {name: spec for name, spec in planned.items() if spec is not None}
     if not known or len(known) < len(planned):
         return None
     try:
-        return example_inputs(loaded, known)
+        inputs = example_inputs(loaded, known)
     except click.UsageError:  # forward has them by other names, or within other objects
         return None
+    inputs.kwargs.update({name: inputs.kwargs[one] for name, one in same.items()})
+    return inputs

@@ -31,15 +31,21 @@ def main() -> None:
     try:
         _run(asked.script, asked.arguments, is_module=asked.module)
     except SystemExit as leaving:
-        if isinstance(leaving.code, str):
-            leaving.__traceback__ = _of_the_script(leaving.__traceback__)
-            handler.record_exception(leaving)
-        raise
-    except Exception as error:
-        error.__traceback__ = _of_the_script(error.__traceback__)
-        handler.record_exception(error)
-        sys.excepthook(type(error), error, error.__traceback__)
+        if not isinstance(leaving.code, str):
+            raise
+        _keep_or_say(leaving)
         sys.exit(1)
+    except Exception as error:
+        _keep_or_say(error)
+        sys.exit(1)
+
+
+def _keep_or_say(error: BaseException) -> None:
+    """Keep the error for the summary, which has it once; say it here where a restart leaves it out of that."""
+    error.__traceback__ = _of_the_script(error.__traceback__)
+    get_error_handler().record_exception(error)
+    if int(os.environ["TORCHELASTIC_RESTART_COUNT"]) < int(os.environ["TORCHELASTIC_MAX_RESTARTS"]):
+        sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _asked() -> argparse.Namespace:

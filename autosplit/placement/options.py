@@ -70,8 +70,8 @@ def idle(option: Option) -> float | None:
 def _memory(option: Option) -> list[str]:
     if option.needs_bytes is None or option.has_bytes is None:
         return []
-    verb = "of" if option.needs_bytes <= option.has_bytes else "needed, has"
-    return [f"{format_bytes(option.needs_bytes)} {verb} {format_bytes(option.has_bytes)}"]
+    needs, has = format_bytes(option.needs_bytes), format_bytes(option.has_bytes)
+    return [f"{needs} of {has}" if option.needs_bytes <= option.has_bytes else f"{needs} estimated, has {has}"]
 
 
 def _loses(option: Option, chosen: Option) -> str:

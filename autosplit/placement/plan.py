@@ -11,7 +11,7 @@ import msgspec
 from autosplit.choices import Mode, OptimizerName, Rung
 from autosplit.device import Cluster
 from autosplit.errors import DeviceError, PlanError
-from autosplit.files import clean, quoted, read, repeated_key, write
+from autosplit.files import clean, kind_of, quoted, read, repeated_key, write
 from autosplit.placement import options as explained
 from autosplit.placement.checks import check_plan
 from autosplit.placement.modules import device_map
@@ -25,6 +25,8 @@ Strategy = Literal["single", "replicate", "split", "pipeline", "hybrid"]
 
 PLAN_FORMAT = 4
 MAX_PLAN_BYTES = 64 * 2**20
+SAME = "= "
+"""Before the name of an input, in ``Plan.inputs``: this one is the very tensor of that."""
 
 _MOST_WORDS = 400  # characters of what a parser says of a file
 _EDITED = "edited"  # where a plan remembers that its file was edited, beside its fields; and its checksum then
@@ -108,7 +110,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         pipeline: micro-batches, schedule and stages; None where a call runs as a whole.
         replicas: copies of all that, each on as many devices of its own, under DDP; the placement is the first's.
         options: the strategies that were weighed, the best first; empty where one was asked for.
-        inputs: form of each input by its name, as in "int64[4, 2048]".
+        inputs: form of each input by its name, as in "int64[4, 2048]"; "= NAME" of one that is the tensor of another.
         weight_forms: the same of each parameter and buffer, tied ones by each of their names.
         graph_fingerprint: sha256 of the captured graph: its nodes in program order, each with the forms it gives.
         optimizer: what training memory is planned for, where that has a name; None for an object, and in inference.
@@ -207,9 +209,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             _check_format(PLAN_FORMAT if found is None else found)
             stored = msgspec.json.decode(data, type=StoredPlan)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, DeviceError) as error:
-            raise PlanError(f"not a plan: {clean(str(error)[:_MOST_WORDS])}") from error
+            raise PlanError(_no_plan(data, clean(str(error)[:_MOST_WORDS]))) from error
         if found is None:
-            raise PlanError("not a plan: Object missing required field `format`")
+            raise PlanError(_no_plan(data, "Object missing required field `format`"))
         twice = repeated_key(data)
         if twice is not None:
             raise PlanError(f"not a plan: key {quoted(twice)} is there twice, and only one can count")
@@ -252,6 +254,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             PlanError: names a module that is split below module level: such a map cannot say that.
         """
         return device_map(self.placement, self.weights)
+
+
+def _no_plan(data: bytes | str, why: str) -> str:
+    kind = kind_of(data if isinstance(data, bytes) else b"")  # of text that is no UTF-8 nothing is known
+    return f"not a plan: {f'it is {kind}; a plan is what autosplit plan --out FILE writes' if kind else why}"
 
 
 class _Format(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from autosplit.report.documents import (
 )
 from autosplit.report.grid import Grid
 from autosplit.report.ways import WaysTable
-from autosplit.report.words import Labels, clean, layer_words, tensor_words
+from autosplit.report.words import COPIES, MODES, Labels, clean, idle_words, layer_words, tensor_words
 from autosplit.units import format_bytes, format_ns
 
 __all__ = [
@@ -112,6 +112,7 @@ class PlanTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Head line, devices, transfers, times, bound and assumptions."""
         yield _head(self.plan)
+        yield from _replicas(self.plan)
         yield ""
         yield _devices(self.plan, options.ascii_only)
         yield from _breakdown(self.plan)
@@ -157,7 +158,8 @@ class ErrorTable:
         yield Text.assemble((f"error[{self.kind}]: ", "bold red"), clean(str(self.error)))
         if not isinstance(self.error, CapacityError) or not self.error.needs_bytes:
             return
-        grid = Grid("device", ">needs", ">has", ">short", ">short, bytes")
+        least = " at least" if self.error.proved else ""  # what proves it counts less than what would be planned
+        grid = Grid("device", f">needs{least}", ">has", f">short{least}", ">in bytes")
         short = self.error.short_bytes
         for name, need in self.error.needs_bytes.items():
             has = self.error.has_bytes.get(name, 0)
@@ -179,7 +181,13 @@ def _bullets(lines: Sequence[str]) -> Table:
 
 def _head(plan: Plan) -> Text:
     stages = f"{len(plan.stages)} stages: " if plan.strategy == "split" else ""
-    return Text.assemble((plan.strategy.upper(), "bold"), f"  {stages}{clean(plan.reason)}")
+    return Text.assemble((plan.strategy.upper(), "bold"), f" for {MODES[plan.mode]}  {stages}{clean(plan.reason)}")
+
+
+def _replicas(plan: Plan) -> Iterator[Text]:
+    """That the table is of one replica, where the plan is for several."""
+    if plan.replicas > 1:
+        yield Text(f"one replica of {plan.replicas} is shown: each of the others needs the same of devices of its own")
 
 
 # ---------------------------------------------------------------- devices
@@ -188,9 +196,12 @@ def _head(plan: Plan) -> Text:
 def _devices(plan: Plan, ascii_only: bool) -> Grid:
     grid = Grid("device", "memory", ">peak of capacity", ">weights", ">busy", "runs")
     words = layer_words(plan.placement)
-    idle = {"replicate": "a copy, under torchrun", "hybrid": "a replica, under torchrun"}.get(plan.strategy, "nothing")
     nothing = DevicePrediction(peak_bytes=0, reserved_bytes=0, weight_bytes=0, busy_ns=0)
+    idle = idle_words(plan)
     for device in plan.cluster.devices:
+        if device.name not in words and idle in COPIES:
+            grid.add_row(clean(device.name), "", f"same of {format_bytes(device.memory_bytes)}", "same", "", idle)
+            continue
         predicted = plan.prediction.devices.get(device.name, nothing)
         share = predicted.busy_ns / plan.prediction.step_ns if plan.prediction.step_ns else 0.0
         grid.add_row(
@@ -241,15 +252,18 @@ def _transfers(plan: Plan) -> Iterator[RenderableType]:
     total = sum(transfer.size_bytes for transfer in plan.transfers)
     back = sum(transfer.returns_gradient for transfer in plan.transfers)
     gradients = f", gradients back for {back}" if back else ""
-    count = len(plan.transfers)
-    yield Text(f"{count} transfer{'s' if count > 1 else ''} a step, {format_bytes(total)}{gradients}", style="bold")
-    yield _by_pair(plan) if count > _MOST_TRANSFERS else _one_by_one(plan)
+    count, listed = len(plan.transfers), [transfer for transfer in plan.transfers if transfer.size_bytes]
+    empty = f"; {count - len(listed)} of empty tensors, not listed" if len(listed) < count else ""
+    head = f"{count} transfer{'s' if count > 1 else ''} a step, {format_bytes(total)}{gradients}{empty}"
+    yield Text(head, style="bold")
+    if listed:
+        yield _by_pair(plan, listed) if len(listed) > _MOST_TRANSFERS else _one_by_one(plan, listed)
 
 
-def _one_by_one(plan: Plan) -> Grid:
+def _one_by_one(plan: Plan, transfers: Sequence[Transfer]) -> Grid:
     labels = Labels(plan.placement)
     grid = Grid("from", "to", ">bytes", ">time", "tensor")
-    for transfer in plan.transfers:
+    for transfer in transfers:
         grid.add_row(
             clean(transfer.src),
             clean(transfer.dst),
@@ -260,9 +274,9 @@ def _one_by_one(plan: Plan) -> Grid:
     return grid
 
 
-def _by_pair(plan: Plan) -> Grid:
+def _by_pair(plan: Plan, transfers: Sequence[Transfer]) -> Grid:
     pairs: dict[tuple[str, str], list[Transfer]] = {}
-    for transfer in plan.transfers:
+    for transfer in transfers:
         pairs.setdefault((transfer.src, transfer.dst), []).append(transfer)
     largest = {pair: max(found, key=lambda transfer: transfer.size_bytes) for pair, found in pairs.items()}
     labels = Labels(plan.placement)

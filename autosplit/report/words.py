@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from autosplit.files import clean
 
-__all__ = ["Labels", "Path", "clean", "layer_words", "path_of", "tensor_words"]
+if TYPE_CHECKING:
+    from autosplit.placement import Plan
+
+__all__ = ["COPIES", "MODES", "Labels", "Path", "clean", "idle_words", "layer_words", "path_of", "tensor_words"]
 
 _MOST_PARTS = 8  # of a model, named for one device
 _MOST_OF_A_CUT = 2  # parts of a numbered module that are named for one device; more are "part of" it
@@ -84,6 +88,23 @@ class Labels:
         while start > 0 and self._sharing[path[start:]] > 1:
             start -= 1
         return clean(".".join(path[start:]))
+
+
+MODES = {"infer": "inference", "train": "training"}
+"""What a plan is for, by its mode."""
+
+COPIES = ("a copy, under torchrun", "a replica, under torchrun")
+"""Of a device that the plan puts nothing on: it has the same as those that are shown, in another process."""
+
+
+def idle_words(plan: Plan) -> str:
+    """What a device does that the plan puts nothing on."""
+    if plan.strategy == "replicate":
+        return COPIES[0]
+    if plan.replicas == 1:
+        return "nothing"
+    used = len(set(plan.placement.values()))
+    return COPIES[1] if len(plan.cluster.devices) == used * plan.replicas else "a replica under torchrun, or nothing"
 
 
 def path_of(node: str) -> Path:

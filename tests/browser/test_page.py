@@ -1,11 +1,15 @@
 """The report in Chromium: nothing is asked for, nothing goes wrong, and what should be drawn is drawn."""
 
+from itertools import groupby
+
+import msgspec
 import pytest
 from chromium import BINARY, attributes, browse, pixels
 from plans import hostile, large, pipelined
 
-from autosplit.placement import Prediction
+from autosplit.placement import Prediction, Span, Transfer
 from autosplit.report.html import page
+from autosplit.report.tree import blocks, module_tree
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium on this machine: apt-get install chromium")
 
@@ -71,7 +75,7 @@ def test_every_span_copy_and_block_is_drawn(tmp_path):
     copies = sum(bool(span.to) for span in plan.prediction.spans)
     serial = 2 * 4 + 2 * (2 * 3)  # a forward and a backward on 4 devices, 2 x 3 copies at both their ends
     assert drawn["schedule"] == len(plan.prediction.spans) + copies + serial
-    assert drawn["graph"] == 7 + len(plan.transfers)
+    assert drawn["graph"] == 7 + len(plan.transfers) + 1  # and the input, on the host
     assert drawn["memory"] == 4 * 4  # weights, activations, reserve and free of 4 devices
 
 
@@ -109,6 +113,46 @@ def test_a_block_opens_into_its_modules_and_closes(tmp_path):
     assert layers.split("|")[2:8] == [f"model.layers.{i}" for i in range(6, 12)]
     assert module.split("|")[3] == "model.layers.7.mlp"
     assert operators.split("|")[3:8] == [f"op#{i} of model.layers.7.mlp" for i in range(5)]
+
+
+def with_host():
+    """A split whose schedule says when the host sends its input and gets the result."""
+    plan = pipelined(2, strategy="split", pipeline=None)
+    spans = (
+        Span(device="host", kind="send", start_ns=0, end_ns=10**6, to="gpu:0"),
+        Span(device="gpu:0", kind="forward", start_ns=10**6, end_ns=9 * 10**6),
+        Span(device="gpu:1", kind="forward", start_ns=9 * 10**6, end_ns=18 * 10**6),
+        Span(device="gpu:1", kind="send", start_ns=18 * 10**6, end_ns=19 * 10**6, to="host"),
+    )
+    result = Transfer(tensor="model.head/op", src="gpu:1", dst="host", size_bytes=64)
+    prediction = msgspec.structs.replace(plan.prediction, spans=spans, step_ns=19 * 10**6)
+    return msgspec.structs.replace(plan, prediction=prediction, transfers=(*plan.transfers, result))
+
+
+def test_the_host_has_its_own_lane_boxes_and_colour(tmp_path):
+    plan, shot = with_host(), tmp_path / "shot.png"
+    dom, console, _ = opened(plan, tmp_path, "--dump-dom")
+    assert console == []
+    assert marks(dom)["schedule"] == 2 + 2 * 2  # passes, and both ends of two copies; nothing twice: no second chart
+    assert marks(dom)["graph"] == len(blocks(module_tree(plan.placement), plan.placement)) + len(plan.transfers) + 2
+    listed = dom.split('<ul id="blocks">')[1].split("</ul>")[0]
+    assert [said in listed for said in ("○ host: copied to gpu:0", "○ host: copied from gpu:1")] == [True, True]
+    opened(plan, tmp_path, f"--screenshot={shot}", "--window-size=1280,2400")
+    column = map(bytes, pixels(shot)[1100:2000, 1196])  # at the right, where few bars are
+    bands = [(bytes(colour).hex(), len(list(band))) for colour, band in groupby(column)]
+    grounds = [length for colour, length in bands if colour == "f3f5f8" and length > 8]
+    assert len(grounds) == 2  # gpu:1's lane in the schedule and in the model: neither gpu:0's nor the host's
+    assert max(grounds) <= 60
+
+
+def test_many_inputs_are_one_box(tmp_path):
+    plan = with_host()
+    inputs = [Transfer(tensor=f"input/x{i}", src="host", dst=f"gpu:{i % 2}", size_bytes=64) for i in range(12)]
+    plan = msgspec.structs.replace(plan, transfers=(*plan.transfers, *inputs))
+    dom, console, _ = opened(plan, tmp_path, "--dump-dom")
+    assert console == []
+    assert marks(dom)["graph"] == len(blocks(module_tree(plan.placement), plan.placement)) + len(plan.transfers) + 2
+    assert "13 inputs: ○ host: copied to gpu:0, gpu:1" in dom
 
 
 def test_dark_where_the_system_is_dark(tmp_path):

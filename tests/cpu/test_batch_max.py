@@ -91,6 +91,7 @@ def test_the_largest_fits_and_one_more_is_refused(devices, mode):
     best = autosplit.plan(net(), devices, samples(4), mode=mode, batch="max")
     assert best.batch > 4
     assert best.assumptions[0].startswith(f"batch: {best.batch} is the largest found")
+    assert best.reason.startswith(f"batch {best.batch} is the largest found that fits; ")
     again = autosplit.plan(net(), devices, samples(4), mode=mode, batch=best.batch)
     assert again.prediction == best.prediction
     with pytest.raises(CapacityError):  # as a whole: in micro-batches more may fit

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -78,6 +79,15 @@ MODELS = """
     class Tanh(Net):
         def forward(self, x):
             return self.fc2(self.fc1(x).tanh())
+
+    class WithTarget(Net):
+        def forward(self, x, target=None):
+            y = super().forward(x)
+            return y if target is None else (y - target).square().mean()
+
+    def one_tensor_twice():
+        x = torch.ones(4, 256)
+        return WithTarget(), {"x": x, "target": x}
 
     ready = Net()
     number = 7
@@ -187,7 +197,7 @@ def test_an_exported_program_that_is_none(capsys, folder):
 def test_the_table_and_the_saved_plan(capsys, folder):
     assert main(plan_words(devices="2x1GiB", more=["--out", "plan.json"])) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("REPLICATE  fits one device")
+    assert said.out.startswith("REPLICATE for inference  fits one device")
     assert "a line on stdout" in said.err
     assert "plan saved: autosplit show plan.json" in said.err
     assert main(["show", "plan.json"]) == 0
@@ -202,7 +212,7 @@ def test_a_split_of_a_training_step(capsys):
     assert (
         main(plan_words(inputs=["x=f32:1024x256"], devices=SPLITS, more=["--for", "train", "--optimizer", "sgd"])) == 0
     )
-    assert capsys.readouterr().out.startswith(f"SPLIT  {len(plan.stages)} stages")
+    assert capsys.readouterr().out.startswith(f"SPLIT for training  {len(plan.stages)} stages")
 
 
 def test_the_optimizer_counts(capsys):
@@ -396,6 +406,32 @@ def test_check_with_inputs_of_another_size(capsys, plan_file):
     assert (code, found["error"]["kind"]) == (3, "capacity")
 
 
+@pytest.mark.parametrize("batch", [(), ("--batch", "8"), ("--batch", "max")])
+def test_check_of_one_tensor_given_twice(capsys, batch):
+    made = planned(capsys, "my_models:one_tensor_twice", inputs=(), more=("--out", "plan.json", *batch))
+    assert made.inputs["target"] == "= x"
+    assert "inputs: target is the tensor of x" in made.assumptions
+    for model in (
+        "one_tensor_twice",
+        "WithTarget",
+    ):  # without inputs those of the plan are taken
+        assert main(["check", "plan.json", f"my_models:{model}"]) == 0
+        assert "memory: predicted again, as planned" in capsys.readouterr().out
+    two = ["--input", "x=f32:4x256", "--input", "target=f32:4x256"]
+    assert main(["check", "plan.json", "my_models:WithTarget", *two]) == 0
+    assert "memory: costed again" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["x", "target", "no such"])
+def test_check_of_a_plan_whose_input_is_that_of_none(capsys, folder, name):
+    plan = planned(capsys, "my_models:one_tensor_twice", inputs=())
+    changed = msgspec.structs.replace(plan, inputs={"x": "float32[4, 256]", "target": f"= {name}"})
+    changed.save(folder / "plan.json")
+    code = main(["check", "plan.json", "my_models:WithTarget"])
+    assert code == 0
+    assert ("graph: no inputs" in capsys.readouterr().out) == (name != "x")
+
+
 def test_check_of_a_stale_plan(capsys, plan_file):
     code, found = checked(capsys, plan_file, "my_models:Tanh")
     assert (code, found["error"]["kind"]) == (5, "plan")
@@ -549,8 +585,12 @@ def test_demo(capsys):
     assert main(["demo"]) == 0
     said = capsys.readouterr().out
     assert "On one device: GPT does not fit" in said
-    assert "\nSPLIT  " in said
+    assert "\nSPLIT for training  " in said
     assert said.endswith("\nidentical\n")
+    losses = [float(line.split()[1]) for line in said.splitlines() if re.match(r"\d+ +\d+\.\d+ +\d", line)]
+    assert len(losses) == autosplit.demo.STEPS
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] / 10
     printed = "\n".join(line.rstrip() for line in said.splitlines())
     assert code_blocks("text")[0].strip() in printed, "README.md shows another plan than the demo prints"
 
@@ -600,7 +640,7 @@ def test_python_in_the_readme_runs(capsys, block):
 def test_the_plan_command_in_the_readme(capsys):
     words = next(line for line in code_blocks("sh")[1].splitlines() if "autosplit.demo:GPT" in line).split()
     assert main(words[1:]) == 0
-    assert capsys.readouterr().out.startswith("SPLIT  2 stages")
+    assert capsys.readouterr().out.startswith("SPLIT for training  2 stages")
 
 
 def test_the_engine_example(capsys):
@@ -624,5 +664,5 @@ def test_the_transformers_example():
     pytest.importorskip("transformers")
     example = ROOT / "examples" / "transformer_train.py"  # it sets the process's number of threads
     said = subprocess.run([sys.executable, example], stdout=subprocess.PIPE, text=True, check=True).stdout
-    assert said.startswith("SPLIT  ")
+    assert said.startswith("SPLIT for training  ")
     assert "parameters equal after 5 steps: True\nstill tied: True\n" in said

@@ -137,6 +137,32 @@ def test_the_script_runs_as_python_runs_it(tmp_path: Path, as_module: bool) -> N
     assert "rank 0 ended with exit code 7" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("fault", "said", "options", "times"),
+    [
+        ("raise KeyError('a column')", "KeyError: 'a column'", (), 1),
+        ("sys.exit('no such file')", "SystemExit: no such file", (), 1),
+        ("raise KeyError('a column')", "KeyError: 'a column'", ("--max-restarts", "1"), 2),  # one for each attempt
+    ],
+)
+def test_an_error_is_told_once(tmp_path: Path, fault: str, said: str, options: tuple[str, ...], times: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\ndef main():\n    {fault}\nmain()\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "autosplit", "run", *options, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(autosplit.__file__).parents[1])},
+    )
+    assert done.returncode == 1
+    assert sum(line.strip() == said for line in done.stderr.splitlines()) == times
+    assert done.stderr.count("in main") == times
+    summary = done.stderr[done.stderr.index("error[run]") :]
+    assert "rank 0 raised an error" in summary
+    assert said in summary
+
+
 def failed(folder: Path, rank: int, code: int, error: str = "", at_s: int = 0, stack: str = "") -> ProcessFailure:
     """A rank's failure and the files that it leaves."""
     passes, stacks = files_of(folder, 1, rank)

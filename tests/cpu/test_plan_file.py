@@ -302,7 +302,7 @@ def test_a_copy_in_memory_is_held_to_its_inputs_too(file, devices):
 
 
 def test_print_shows_the_table(file):
-    assert str(Plan.load(file)).splitlines()[0] == "SPLIT  2 stages: placed by hand: 2 of 2 devices used"
+    assert str(Plan.load(file)).splitlines()[0] == "SPLIT for inference  2 stages: placed by hand: 2 of 2 devices used"
     assert repr(Plan.load(file)).startswith("Plan(format=")
 
 

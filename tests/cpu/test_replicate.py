@@ -77,3 +77,17 @@ def test_without_a_process_group_the_plan_says_how_to_launch() -> None:
     described = autosplit.plan(build(), "4x1GiB", (batch()[0],))
     assert described.strategy == "replicate"
     assert "torchrun --nproc-per-node=4" in described.reason
+
+
+def test_a_capture_within_ddp_is_not_cut_at_its_buckets() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wide = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))  # the first bucket has 1 MiB: one of them
+        whole = copy.deepcopy(wide)
+        model = autosplit.partition(wide, ["cpu"], (torch.randn(8, 512),))
+        x = torch.randn(5, 512)  # captured anew, within DDP's forward
+        assert torch.equal(model(x), whole(x))
+        nodes = model.module.graph_module.graph.nodes
+        assert sum(node.target is nn.functional.linear for node in nodes) == 4
+    finally:
+        dist.destroy_process_group()

@@ -9,7 +9,8 @@ from torch import nn
 
 import autosplit
 from autosplit import sim
-from autosplit.device import Cluster, parse_cluster
+from autosplit.api.describe import _how_issued
+from autosplit.device import Cluster, Device, parse_cluster
 from autosplit.placement import Option
 from autosplit.placement.options import STRATEGIES
 
@@ -155,7 +156,7 @@ def test_what_does_not_fit_is_split_into_a_pipeline():
     for name in ("single", "replicate"):
         assert found[name].words == "does not fit one device"
         assert found[name].needs_bytes > found[name].has_bytes
-        assert "needed, has 38.4 GiB" in plan.why_not(name)
+        assert "estimated, has 38.4 GiB" in plan.why_not(name)
     assert found["hybrid"].words == "two replicas of two devices or more do not fit on these"
 
 
@@ -171,13 +172,15 @@ def test_replicas_of_a_split_when_devices_remain():
     assert plan.replicas == 2
     assert set(plan.placement.values()) == {"gpu:0", "gpu:1"}
     assert plan.reason == (
-        "does not fit one device: 2 replicas of a split over 2 devices under torchrun --nproc-per-node=2; "
-        "in one process one runs, on gpu:0, gpu:1"
+        "does not fit one device: 2 replicas of a split over 2 devices under torchrun --nproc-per-node=2, 2 devices "
+        "each; in one process one runs, on gpu:0, gpu:1"
     )
     found = options(plan)
     assert found["hybrid"].samples == 2 * found["split"].samples == 2
     assert found["hybrid"].step_ns > found["split"].step_ns  # with the exchange of gradients
     assert any("ring" in line and "after the backward" in line for line in plan.assumptions)
+    assert any("each process plans strategy='split'" in line for line in plan.assumptions)
+    assert any("each replica as in one process: one thread issues to queues" in line for line in plan.assumptions)
 
 
 # ---------------------------------------------------------------- by name
@@ -214,7 +217,30 @@ def test_a_hybrid_by_name():
     plan = planned(512, 6, 24, "4x1GiB", strategy="hybrid")
     assert plan.strategy == "hybrid"
     assert plan.replicas * len(set(plan.placement.values())) == 4
+    assert plan.pipeline is not None
     assert plan.reason.startswith("asked for: 2 replicas of ")
+    assert "--nproc-per-node=4, a process for each device" in plan.reason
+
+
+ISSUES_TO_QUEUES = "one thread issues to queues that run side by side"
+
+
+@pytest.mark.parametrize(
+    ("names", "used", "strategy", "said"),
+    [
+        ("gpu:0 gpu:1", 2, "split", ISSUES_TO_QUEUES),
+        ("gpu:0 gpu:1", 2, "pipeline", ISSUES_TO_QUEUES),
+        ("gpu:0 gpu:1", 2, "hybrid", f"each replica as in one process: {ISSUES_TO_QUEUES}"),
+        ("gpu:0 gpu:1", 1, "single", "one thread issues to the device's queue"),
+        ("gpu:0 gpu:1", 1, "replicate", "in each process one thread issues to the device's queue"),
+        ("sim:0 sim:1", 2, "split", "devices work one at a time"),
+        ("cpu", 1, "single", "the device works as it is called"),
+        ("rank0/cpu rank1/cpu", 2, "pipeline", "each rank issues to its own devices, and ranks work side by side"),
+    ],
+)
+def test_who_issues_is_said_for_each_strategy(names, used, strategy, said):
+    devices = tuple(Device(name=name, kind="k", memory_bytes=1) for name in names.split())
+    assert _how_issued(Cluster(devices=devices), names.split()[:used], strategy) == said
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,17 @@ def test_every_class_and_every_exit_code_has_its_anchor():
     assert {f"exit-{code}" for code in codes} - IDS == set()
 
 
-def test_an_error_on_the_command_line_says_where_its_page_is(capsys):
+def test_an_error_on_the_command_line_says_what_to_do(capsys):
     assert main(["devices", "2xA1000-80GB"]) == 2
-    assert capsys.readouterr().err.endswith("more: docs/errors.md#device\n")
+    said = capsys.readouterr().err
+    assert said.endswith(f"what to do: {failures.WHAT_TO_DO['device']}\n")
+    assert "docs/" not in said  # who installed it has no such file
+
+
+@pytest.mark.parametrize("kind", sorted({*failures.KINDS} - {"usage", "interrupted"}))
+def test_the_page_of_errors_says_the_same(kind):
+    section = re.split(rf"^## {kind}$", ERRORS, flags=re.MULTILINE)[1].partition("\n## ")[0]
+    assert f"What to do: {failures.WHAT_TO_DO[kind]}" in " ".join(section.replace("`", "").split())
 
 
 # ---------------------------------------------------------------- the pages

@@ -90,7 +90,7 @@ def test_what_needs_no_model_does_not_import_torch(stored, words):
 def test_show_does_not_import_torch(stored):
     done = torchless("show", stored)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(b"SINGLE  fits one device")
+    assert done.stdout.startswith(b"SINGLE for inference  fits one device")
 
 
 def test_show_reads_stdin():
@@ -145,7 +145,7 @@ def test_a_plan_that_is_over_its_capacity(tmp_path, capsys):
     code, error, shown = run(capsys, "show", str(path))
     assert code == 3
     assert error["short_bytes"] == {"gpu:0": 2**30}
-    assert "gpu:0   17.0 GiB  16.0 GiB  1.0 GiB    1073741824" in shown
+    assert "gpu:0   17.0 GiB  16.0 GiB  1.0 GiB  1073741824" in shown
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,9 @@ def test_input_forms():
         ("ids=:2x3", "unknown element type ''"),
         ("ids=int46:2", "did you mean 'int64'?"),
         ("ids=fp32:2", "did you mean 'f32'?"),
+        ("ids=int:2", "did you mean 'i64' or 'i32'?"),
+        ("ids=long:2", "did you mean 'i64'?"),
+        ("ids=float:2", "did you mean 'f32'?"),
         ("ids=i64:2,3", "joined by 'x'"),
         ("ids=i64:2x", "joined by 'x'"),
         ("ids=i64:-2", "joined by 'x'"),
@@ -313,6 +316,35 @@ def test_diff_of_stdin_twice_and_of_no_plan(tmp_path, capsys, stored):
     path.write_text("{}")
     assert main(["diff", stored, str(path)]) == 5
     assert "error[plan]: not a plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--html", "--trace", "--model-explorer"])
+def test_show_of_what_show_wrote_says_what_it_is(tmp_path, capsys, stored, option):
+    path = tmp_path / "picture"
+    assert main(["show", stored, option, str(path)]) == 0
+    assert main(["show", str(path)]) == 5
+    said = capsys.readouterr().err
+    assert f"such as {option} writes" in said or f"as {option} writes it" in said
+    assert "a plan is what autosplit plan --out FILE writes" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b"\n[[devices]]\nname='a'\n", "a cluster file: give it to --devices"),
+        (b"PK\x03\x04rest", "a zip archive, such as a .pt2 file"),
+        (b"\x00\x01\x02", "no text"),
+        (b'{"error":{"kind":"usage"}}', "what --json prints of an error"),
+        (b'{"architectures": []}', "unknown field `architectures`"),
+        (b"hello", "JSON is malformed"),
+    ],
+)
+def test_show_of_another_file_says_what_it_is(tmp_path, capsys, content, said):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert main(["show", str(path)]) == 5
+    assert said in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- check

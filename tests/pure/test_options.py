@@ -52,7 +52,7 @@ def test_why_has_a_line_for_each_option_and_marks_the_chosen_one():
         "pipeline: it is faster",
         "* pipeline   20.0 ms a step, 3,200 samples/s, 3.0 GiB of 4.0 GiB, 25% idle: 4 stages x 8 micro-batches, GPipe",
         "  replicate  160.0 ms a step, 1,600 samples/s, 3.0 GiB of 4.0 GiB, 75% idle: a copy on each of 4 devices",
-        "  single     does not fit one device (6.0 GiB needed, has 4.0 GiB)",
+        "  single     does not fit one device (6.0 GiB estimated, has 4.0 GiB)",
         "  split      not weighed: one device holds the model",
     ]
 
@@ -62,7 +62,7 @@ def test_why_not_says_which_figure_loses_and_by_what_factor():
     said = plan.why_not("replicate")
     assert said.endswith("it takes 2.00x what pipeline takes for a sample (625.0 us against 312.5 us)")
     assert "\n" not in said
-    assert plan.why_not("single") == "single: does not fit one device (6.0 GiB needed, has 4.0 GiB)"
+    assert plan.why_not("single") == "single: does not fit one device (6.0 GiB estimated, has 4.0 GiB)"
     assert plan.why_not("split") == "split: not weighed: one device holds the model"
     assert (
         plan.why_not("hybrid")

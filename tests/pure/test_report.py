@@ -61,7 +61,7 @@ def made(**changes):
 
 
 SPLIT = """\
-SPLIT  2 stages: does not fit one device: 2 of 2 devices used
+SPLIT for training  2 stages: does not fit one device: 2 of 2 devices used
 
 device  memory      peak of capacity    weights  busy  runs
 gpu:0   █████░░░░░   9.0 of 16.0 GiB  512.0 MiB   51%  embed_tokens, layers
@@ -101,7 +101,7 @@ def test_single_has_no_transfers_and_no_assumptions():
         assumptions=(),
     )
     assert report.text(plan) == (
-        "SINGLE  fits one device (1.0 GiB on gpu:0)\n\n"
+        "SINGLE for training  fits one device (1.0 GiB on gpu:0)\n\n"
         "device  memory      peak of capacity    weights  busy  runs\n"
         "gpu:0   █░░░░░░░░░   1.0 of 16.0 GiB  512.0 MiB    0%  the whole model\n\n"
         "step 0 ns  compute 4.0 s, transfers 0 ns  times: estimated, unmeasured\n"
@@ -127,9 +127,35 @@ def test_replicate_says_that_the_others_have_copies():
         strategy="replicate", placement=llama(cut=99), prediction=Prediction(devices={}, step_ns=1, transfer_ns=0)
     )
     lines = report.text(plan).splitlines()
-    assert lines[0].startswith("REPLICATE  ")
+    assert lines[0].startswith("REPLICATE for training  ")
     assert lines[3].endswith("the whole model")
-    assert lines[4].endswith("a copy, under torchrun")
+    assert " ".join(lines[4].split()) == "gpu:1 same of 16.0 GiB same a copy, under torchrun"
+
+
+@pytest.mark.parametrize(
+    ("devices", "others"), [("4x16GiB", "same of 16.0 GiB same a replica, under torchrun"), ("5x16GiB", "or nothing")]
+)
+def test_hybrid_says_that_one_replica_is_shown(devices, others):
+    lines = report.text(made(strategy="hybrid", replicas=2, cluster=parse_cluster(devices))).splitlines()
+    assert lines[1].startswith("one replica of 2 is shown")
+    at = next(i for i, line in enumerate(lines) if line.startswith("gpu:2"))
+    assert others in " ".join(" ".join(lines[at : at + 2]).split())
+    assert "one replica" not in report.text(made())
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_transfers_of_nothing_are_counted_and_not_listed(count):
+    nothing = [Transfer(tensor=f"model/cat#{i}", src="gpu:0", dst="gpu:1", size_bytes=0) for i in range(count)]
+    lines = report.text(made(transfers=(*made().transfers, *nothing))).splitlines()
+    head = f"{count + 2} transfers a step, 16.0 MiB, gradients back for 1; {count} of empty tensors, not listed"
+    assert head in " ".join(lines)
+    assert "cat" not in " ".join(lines)
+    assert sum(line.startswith(("host ", "gpu:0  gpu:1")) for line in lines) == 2
+
+
+def test_only_transfers_of_nothing_make_no_list():
+    text = report.text(made(transfers=(Transfer(tensor="model/cat", src="gpu:0", dst="gpu:1", size_bytes=0),)))
+    assert "1 transfer a step, 0 B; 1 of empty tensors, not listed\n\nstep" in text
 
 
 def test_measured_times_and_a_proved_optimum_are_said_as_such():
@@ -208,9 +234,9 @@ def test_misfit_in_words_and_as_a_document():
     )
     assert error_text(error) == (
         "error[capacity]: GPT does not fit\n"
-        "device    needs      has    short  short, bytes\n"
-        "gpu:0   3.0 GiB  1.0 GiB  2.0 GiB    2147483648\n"
-        "gpu:1      10 B  1.0 GiB        -             0\n"
+        "device    needs      has    short    in bytes\n"
+        "gpu:0   3.0 GiB  1.0 GiB  2.0 GiB  2147483648\n"
+        "gpu:1      10 B  1.0 GiB        -           0\n"
         "Not proved: the search found no placement that fits.\n"
     )
     document = json.loads(report.error_document(error, "capacity", str(error), 3))
@@ -227,6 +253,7 @@ def test_misfit_in_words_and_as_a_document():
     }
     proved = CapacityError("no", needs_bytes={"gpu:0": 2}, has_bytes={"gpu:0": 1}, proved=True)
     assert "Proved: no placement on these devices fits." in error_text(proved)
+    assert "device  needs at least  has  short at least  in bytes\n" in error_text(proved)
     assert error_text(CaptureError("long " * 30), "capture") == f"error[capture]: {('long ' * 30).rstrip()}\n"
 
 

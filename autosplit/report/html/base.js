@@ -7,7 +7,8 @@ const DASHES = ["solid", "dashed", "dotted", [8, 3, 2, 3], [12, 4], [3, 6]];
 const HOST = plan.devices.length;
 const charts = [];
 
-const colour = (device) => (device === HOST ? "#8a8f96" : COLOURS[device % COLOURS.length]);
+/* No device has the colour of ink, nor the hollow mark: they are the host's. */
+const colour = (device) => (device === HOST ? shade("ink") : COLOURS[device % COLOURS.length]);
 const glyph = (device) => (device === HOST ? "○" : GLYPHS[device % GLYPHS.length]);
 const deviceName = (device) => (device === HOST ? "host" : plan.devices[device].name);
 const lane = (device) => `${glyph(device)} ${deviceName(device)}`;
@@ -85,6 +86,15 @@ const deviceAxis = (names) => ({
   data: names,
   ...axisStyle(),
   axisLabel: { color: shade("ink"), width: 110, overflow: "truncate", interval: 0 },
+});
+/** The ground of every second row, as a series: the areas of a category axis that is inverse are drawn beside its rows. */
+const lanes = (rows, axis = 0) => ({
+  type: "custom", xAxisIndex: axis, yAxisIndex: axis, silent: true, tooltip: { show: false }, z: 0, encode: { y: 0 },
+  data: rows.flatMap((_, row) => (row % 2 ? [[row]] : [])),
+  renderItem: (params, api) => {
+    const [at, height] = [api.coord([0, api.value(0)])[1], api.size([0, 1])[1]];
+    return { type: "rect", shape: { x: params.coordSys.x, y: at - height / 2, width: params.coordSys.width, height }, style: { fill: shade("lane") } };
+  },
 });
 const base = () => ({ animation: false, textStyle: { color: shade("ink"), fontFamily: getComputedStyle(document.body).fontFamily } });
 

@@ -11,7 +11,7 @@ from autosplit.device import HOST, Device
 from autosplit.placement import DevicePrediction, Plan, Transfer
 from autosplit.report.timeline import Schedule, one_at_a_time, planned
 from autosplit.report.tree import Block, Module, blocks, made_at, module_tree
-from autosplit.report.words import Labels, clean, tensor_words
+from autosplit.report.words import MODES, Labels, clean, idle_words, tensor_words
 from autosplit.units import format_bytes, format_ns
 
 MOST_ROWS = 500
@@ -62,7 +62,7 @@ def words(view: View) -> dict[str, Any]:
     return {
         "strategy": plan.strategy,
         "reason": clean(plan.reason),
-        "mode": {"infer": "inference", "train": "training"}[plan.mode],
+        "mode": MODES[plan.mode],
         "cards": _cards(plan),
         "options": _options(plan),
         "devices": _device_rows(view),
@@ -159,7 +159,7 @@ def _parts_in_use(plan: Plan) -> list[str]:
 
 def _device_rows(view: View) -> list[dict[str, Any]]:
     plan, runs = view.plan, _runs(view)
-    idle = "a copy, under torchrun" if plan.strategy == "replicate" else "nothing"
+    idle = idle_words(plan)
     rows = []
     for place, device in enumerate(plan.cluster.devices):
         used = plan.prediction.devices.get(device.name, _UNUSED)

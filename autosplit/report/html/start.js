@@ -31,10 +31,10 @@ const graphDrawing = charts.find(({ made }) => made === graphChart);
 
 /** The blocks as a list, for keyboards and for readers of the screen: a button opens what can be opened. */
 function listBlocks() {
-  document.getElementById("blocks").replaceChildren(...visible.map((block) => {
+  document.getElementById("blocks").replaceChildren(...drawn.map((block) => {
     const item = document.createElement("li");
     const said = document.createElement(inside(block).length ? "button" : "span");
-    said.textContent = `${block.label}: ${lane(block.device)}, ${block.count} node${block.count > 1 ? "s" : ""}`;
+    said.textContent = `${block.label}: ${sayBlock(block)}`;
     if (said.tagName === "BUTTON") said.addEventListener("click", () => openAndRedraw(block));
     item.append(said);
     return item;
@@ -49,7 +49,7 @@ function openAndRedraw(block) {
   redrawGraph();
 }
 graphChart.on("click", ({ seriesIndex, data }) => {
-  if (seriesIndex === 2) openAndRedraw(visible[data[3]]);
+  if (seriesIndex === 2) openAndRedraw(drawn[data[3]]);
 });
 listBlocks();
 const collapse = document.getElementById("collapse");
