@@ -155,10 +155,10 @@ def _made_of(result: Any, args: Any, kwargs: dict[str, Any]) -> _New | _View | N
     kind = type(result) if type(result) in (tuple, list) else None
     values = result if kind else [result]
     tensors = [tensor for tensor in values if tensor is not None]
-    if not tensors or not all(type(tensor) is FakeTensor and tensor.constant is None for tensor in tensors):
+    if not tensors or not all(type(t) is FakeTensor and t.constant is None and _is_plain(t) for t in tensors):
         return None
     held = [tensor.untyped_storage()._cdata for tensor in tensors]
-    given = {value.untyped_storage()._cdata for value in tensor_leaves((args, kwargs))}
+    given = {value.untyped_storage()._cdata for value in tensor_leaves((args, kwargs))}  # all plain: there is a key
     if len({*held}) < len(held) or given & {*held} or not all(_owns(tensor) for tensor in tensors):
         return None
     recipes = [v if v is None else (tuple(v.shape), v.stride(), v.dtype, v.fake_device) for v in values]
@@ -167,13 +167,13 @@ def _made_of(result: Any, args: Any, kwargs: dict[str, Any]) -> _New | _View | N
 
 def _is_view(result: Any, viewed: Any) -> bool:
     """Whether the result is another tensor in the memory of the first argument (also of ``_unsafe_view``)."""
-    if type(result) is not FakeTensor or type(viewed) is not FakeTensor or result is viewed:
+    if type(result) is not FakeTensor or type(viewed) is not FakeTensor or result is viewed or not _is_plain(result):
         return False
     same = result.untyped_storage()._cdata == viewed.untyped_storage()._cdata
-    return same and result.constant is None and _is_plain(result) and result.fake_device == viewed.fake_device
+    return same and result.constant is None and result.fake_device == viewed.fake_device
 
 
 def _owns(tensor: FakeTensor) -> bool:
     extent = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     needs = extent * tensor.element_size() if tensor.numel() else 0
-    return _is_plain(tensor) and not tensor.storage_offset() and tensor.untyped_storage().nbytes() == needs
+    return not tensor.storage_offset() and tensor.untyped_storage().nbytes() == needs

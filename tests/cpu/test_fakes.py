@@ -1,0 +1,100 @@
+"""Fakes that remember return what torch's own fake tensors do: forms, and which tensors share memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from operators import OPS, UNSUPPORTED
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from autosplit.program import Fakes, tensor_leaves
+from autosplit.program.fakes import _known
+
+OPERATORS = {name: op for name, op in OPS.items() if torch.float32 in op.supported_dtypes("cpu")}
+GROUPS = 12
+
+
+def form(tensor: torch.Tensor) -> Any:
+    device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype, device, tensor.is_neg()
+
+
+def described(result: Any, given: list[torch.Tensor]) -> Any:
+    """Forms of the results, and for each which tensor before it has its memory."""
+    tensors = [*given, *tensor_leaves(result)]
+    first: dict[int, int] = {}
+    shares = [first.setdefault(tensor.untyped_storage()._cdata, i) for i, tensor in enumerate(tensors)]
+    return [form(tensor) for tensor in tensor_leaves(result)], shares
+
+
+def called(mode: FakeTensorMode, function: Any, sample: Any) -> Any:
+    with mode:
+        fakes: dict[int, Any] = {}
+
+        def fake(tensor: torch.Tensor) -> Any:
+            if id(tensor) not in fakes:
+                fakes[id(tensor)] = mode.from_tensor(tensor)
+            return fakes[id(tensor)]
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, fake, ((sample.input, *sample.args), sample.kwargs))
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:  # the same operators raise on both
+            return type(error)
+        return described(result, tensor_leaves((args, kwargs)))
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+@pytest.mark.filterwarnings("ignore")
+def test_same_as_torch(group: int) -> None:
+    compared = 0
+    for name in sorted(OPERATORS)[group::GROUPS]:
+        op = OPERATORS[name]
+        for function in filter(None, (op.op, op.get_inplace())):
+            if name in UNSUPPORTED:  # sparse tensors among them, which have no storage
+                continue
+            sample = next(iter(op.sample_inputs("cpu", torch.float32, requires_grad=False)), None)
+            if sample is None:
+                continue
+            want = called(FakeTensorMode(allow_non_fake_inputs=True), function, sample)
+            for _ in range(2):
+                assert called(Fakes(), function, sample) == want, (name, function)
+            compared += not isinstance(want, type)
+    assert compared > 30
+
+
+def test_is_remembered() -> None:
+    with Fakes():
+        x, y = torch.empty(3, 5), torch.empty(5, 7)
+        x @ y
+        before = len(_known)
+        for _ in range(3):
+            z = (torch.empty(3, 5) @ y).t()
+        assert len(_known) <= before + 2
+        assert z.shape == (7, 3)
+
+
+def test_devices_dtypes_and_strides_are_told_apart() -> None:
+    with Fakes():
+        for device in ("cpu:0", "cpu:1"):
+            for dtype in (torch.float32, torch.bfloat16):
+                for x in (
+                    torch.empty(4, 6, device=device, dtype=dtype),
+                    torch.empty(6, 4, device=device).to(dtype).t(),
+                ):
+                    y = x + 1
+                    assert (y.device, y.dtype, y.stride()) == (torch.device(device), dtype, x.stride())
+
+
+def test_other_defaults_are_told_apart() -> None:
+    with Fakes():
+        x = torch.empty(3, dtype=torch.int64)
+        assert (x / 2).dtype == torch.float32
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert (x / 2).dtype == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
