@@ -156,8 +156,12 @@ def fitting_alone(problem: Problem, limits: Mapping[str, int]) -> Placement | No
     It is for who asked for nothing: a model that fits one device is replicated, though a split of its branches over the
     queues of several may be faster.
     """
-    found = None
+    found, seen = None, set()
     for name, limit in limits.items():
+        alike = (problem.cluster.first_alike[name], limit, name == problem.io_device)
+        if alike in seen:
+            continue
+        seen.add(alike)
         devices = dict.fromkeys(problem.graph.nodes, name)
         if estimate.peak_bytes(problem.graph, devices, problem.cluster, problem.io_device)[name] <= limit:
             placement = _valued(problem, devices, "one device")

@@ -67,9 +67,10 @@ class Judge:
         if io_device != HOST:
             cluster.device(io_device)
         self.io = cluster.names.index(io_device) if io_device != HOST else self.k
-        by_kind = {d.kind: [graph.node_ns(name, d.kind) for name in graph.nodes] for d in cluster.devices}
+        kinds = dict.fromkeys(device.kind for device in cluster.devices)
+        by_kind = {kind: [graph.node_ns(name, kind) for name in graph.nodes] for kind in kinds}
         self.node_ns = [by_kind[device.kind] for device in cluster.devices]
-        forward = {d.kind: [graph.forward_ns(name, d.kind) for name in graph.nodes] for d in cluster.devices}
+        forward = {kind: [graph.forward_ns(name, kind) for name in graph.nodes] for kind in kinds}
         self.forward_ns = [forward[device.kind] for device in cluster.devices]
         self.launch_ns = [device.launch_ns for device in cluster.devices]
         self.workspace = [node.workspace_bytes for node in graph.nodes.values()]

@@ -214,12 +214,15 @@ class Tracker(TorchDispatchMode):
 
     def _landed(self, args: Any, kwargs: Any) -> Any:
         """The arguments with literals on the device of the others: fake ones stay on the host, whatever was asked."""
-        device = next((t.device for t in tensor_leaves((args, kwargs)) if t.device.index is not None), None)
+        tensors = tensor_leaves((args, kwargs))
+        device = next((t.device for t in tensors if t.device.index is not None), None)
+        if device is None or not any(tensor in self._literals for tensor in tensors):
+            return args, kwargs
 
         def land(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device) if tensor in self._literals else tensor
 
-        return (args, kwargs) if device is None else pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
+        return pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
 
 
 def active_tracker() -> Tracker | None:
