@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 from autosplit.program.facts import tensor_leaves
 
-_MOST = 200_000
+_MOST = 20_000
 """Calls that are remembered; then all are forgotten."""
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.layout, torch.memory_format, torch.device)
