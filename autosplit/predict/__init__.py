@@ -19,7 +19,7 @@ from autosplit.predict.ledger import Footprint, replay
 from autosplit.predict.played import Played, Stretch
 from autosplit.predict.step import OptimizerFactory, Steps, Workload, training_loss
 from autosplit.predict.tracker import Tracker, active_tracker
-from autosplit.program import AcceleratorForms, Fakes, Input, Spec, closed_on_error, following
+from autosplit.program import AcceleratorForms, Input, Spec, closed_on_error, fake_mode, following
 
 __all__ = [
     "Footprint",
@@ -80,11 +80,10 @@ def predict_memory(
     found: dict[int, dict[str, Footprint]] = {}
     for held in {workload.held_on(name) for name in cluster.names}:
         tracker = Tracker(len(cluster.devices))
-        fakes = Fakes()
         forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
         with (
             closed_on_error(),
-            fakes,
+            fake_mode(),
             torch.set_grad_enabled(mode == "train"),
             tracker,
             forms,
@@ -152,7 +151,7 @@ def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:
     """
     size_bytes = _PROBE_SIDE**2 * 4
     cluster = Cluster(devices=(Device(name="probe", kind="probe", memory_bytes=2**62),))
-    with Fakes(), Tracker(1) as tracker:
+    with fake_mode(), Tracker(1) as tracker:
         parameter = torch.empty(_PROBE_SIDE, _PROBE_SIDE, device="cpu:0", requires_grad=True)
         parameter.grad = torch.empty_like(parameter)
         tracker.settle([parameter, parameter.grad], "weights")

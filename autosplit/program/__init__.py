@@ -22,7 +22,7 @@ from autosplit.program.copies import COPIED
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
 from autosplit.program.facts import Facts, Input, InputKind, Leaf, Spec, tensor_leaves
-from autosplit.program.fakes import Fakes
+from autosplit.program.fakes import fake_mode
 from autosplit.program.groups import stay_together
 from autosplit.program.names import (
     is_checkpoint,
@@ -43,7 +43,6 @@ __all__ = [
     "RECORDED",
     "AcceleratorForms",
     "Facts",
-    "Fakes",
     "GradientSums",
     "Input",
     "InputKind",
@@ -54,6 +53,7 @@ __all__ = [
     "Value",
     "call_on_fakes",
     "closed_on_error",
+    "fake_mode",
     "following",
     "goes_back",
     "is_checkpoint",

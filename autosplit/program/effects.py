@@ -20,7 +20,7 @@ from autosplit.program.accelerator import AcceleratorForms
 from autosplit.program.copies import Copy, DifferentError, copies_of
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, Spec, form_of, tensor_leaves
-from autosplit.program.fakes import Fakes
+from autosplit.program.fakes import fake_mode
 from autosplit.program.names import is_checkpoint, is_control, operator_name, source_line
 from autosplit.program.recorded import RECORDED, Recorded
 from autosplit.program.regions import bare, closed_on_error
@@ -223,8 +223,7 @@ class _Analysis(fx.Interpreter):
 def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -> dict[fx.Node, Facts]:
     """Run the graph once on fake tensors on the logical CPU, gradients on in "train", and note what each node does."""
     analysis = _Analysis(graph_module)
-    fakes = Fakes()
-    with closed_on_error(), fakes, torch.set_grad_enabled(mode == "train"):
+    with closed_on_error(), fake_mode(), torch.set_grad_enabled(mode == "train"):
         try:
             analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
         finally:  # autograd holds the analysis by its hooks, out of the collector's sight

@@ -20,26 +20,36 @@ _TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
 _known: dict[Any, Any] = {}
 
 
-class Fakes(FakeTensorMode):
+def fake_mode() -> FakeTensorMode:
     """A FakeTensorMode that remembers what operators return: torch's own cache takes three times as long to ask.
 
     Only what every kernel keeps to is remembered: new tensors, from an operator that says that it writes to none; one
     view of the first argument; and an operator in place, which changes nothing that a fake has.
-    """
 
-    def __init__(self) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+    It is no class of its own: higher-order operators look up what to do by the class of the mode.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode.dispatch = _Remembering(mode).dispatch  # type: ignore[method-assign]
+    return mode
+
+
+class _Remembering:
+    """What runs operators in place of a mode's own ``dispatch``."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._dispatch = mode.dispatch
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes; torch's modes call it."""
         kind = _returns(func)
         key = self._key(func, args, kwargs or {}) if kind else None
         if key is None:
-            return super().dispatch(func, types, args, kwargs or {})
+            return self._dispatch(func, types, args, kwargs or {})
         known = _known.get(key)
         if known is not None:
-            return known.result(self, args)
-        result = super().dispatch(func, types, args, kwargs or {})
+            return known.result(self._mode, args)
+        result = self._dispatch(func, types, args, kwargs or {})
         recipe = _made_of(result, args, kwargs or {}) if kind in ("new", "view") else _Written(kind == "first")
         if recipe is not None:
             if len(_known) >= _MOST:
@@ -57,7 +67,7 @@ class Fakes(FakeTensorMode):
     def _add(self, value: Any, found: list[Any]) -> bool:
         kind = type(value)
         if kind is FakeTensor:
-            if value.fake_mode is not self or value.constant is not None or not _is_plain(value):
+            if value.fake_mode is not self._mode or value.constant is not None or not _is_plain(value):
                 return False
             found.extend((value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device))
             return True
@@ -78,7 +88,7 @@ class _Written:
 
     returned: bool
 
-    def result(self, mode: Fakes, args: Any) -> Any:
+    def result(self, mode: FakeTensorMode, args: Any) -> Any:
         return args[0] if self.returned else None
 
 
@@ -91,7 +101,7 @@ class _View:
     offset: int
     dtype: torch.dtype
 
-    def result(self, mode: Fakes, args: Any) -> Any:
+    def result(self, mode: FakeTensorMode, args: Any) -> Any:
         viewed = args[0]
         with in_kernel_invocation_manager(mode):
             made = torch.empty(0, dtype=self.dtype, device="meta")
@@ -109,7 +119,7 @@ class _New:
     recipes: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device] | None]
     kind: type[Any] | None
 
-    def result(self, mode: Fakes, args: Any) -> Any:
+    def result(self, mode: FakeTensorMode, args: Any) -> Any:
         made: list[Any] = []
         with in_kernel_invocation_manager(mode):
             for recipe in self.recipes:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from autosplit.program import Fakes, Input, Program, Spec, closed_on_error, is_control, operator_name, source_line
+from autosplit.program import Input, Program, Spec, closed_on_error, fake_mode, is_control, operator_name, source_line
 from autosplit.samples.kinds import MIXED, UNKNOWN, Kind, Part, Rows, Sizes
 from autosplit.samples.nodes import Run, Seen, Tensor, call_node, frozen, look, mapped, tensors_in
 from autosplit.samples.ordering import name_of_order
@@ -98,7 +98,7 @@ class _Walk:
         inputs = self._place_inputs()
         with ExitStack() as stack:
             stack.enter_context(closed_on_error())
-            stack.enter_context(Fakes())
+            stack.enter_context(fake_mode())
             stack.enter_context(torch.set_grad_enabled(self.small.mode == "train"))
             stack.enter_context(self.small.casting())
             self._visit_all()

@@ -10,7 +10,7 @@ from operators import OPS, UNSUPPORTED
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from autosplit.program import Fakes, tensor_leaves
+from autosplit.program import fake_mode, tensor_leaves
 from autosplit.program.fakes import _known
 
 OPERATORS = {name: op for name, op in OPS.items() if torch.float32 in op.supported_dtypes("cpu")}
@@ -61,13 +61,13 @@ def test_same_as_torch(group: int) -> None:
                 continue
             want = called(FakeTensorMode(allow_non_fake_inputs=True), function, sample)
             for _ in range(2):
-                assert called(Fakes(), function, sample) == want, (name, function)
+                assert called(fake_mode(), function, sample) == want, (name, function)
             compared += not isinstance(want, type)
     assert compared > 30
 
 
 def test_is_remembered() -> None:
-    with Fakes():
+    with fake_mode():
         x, y = torch.empty(3, 5), torch.empty(5, 7)
         x @ y
         before = len(_known)
@@ -78,7 +78,7 @@ def test_is_remembered() -> None:
 
 
 def test_devices_dtypes_and_strides_are_told_apart() -> None:
-    with Fakes():
+    with fake_mode():
         for device in ("cpu:0", "cpu:1"):
             for dtype in (torch.float32, torch.bfloat16):
                 for x in (
@@ -90,7 +90,7 @@ def test_devices_dtypes_and_strides_are_told_apart() -> None:
 
 
 def test_other_defaults_are_told_apart() -> None:
-    with Fakes():
+    with fake_mode():
         x = torch.empty(3, dtype=torch.int64)
         assert (x / 2).dtype == torch.float32
         torch.set_default_dtype(torch.float64)
