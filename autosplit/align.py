@@ -245,7 +245,8 @@ def homes_below(model: nn.Module) -> dict[str, set[torch.device]]:
         while path:
             homes[path].add(weight.device)
             path = path.rpartition(".")[0]
-    callable_ = {path for path, module in model.named_modules() if type(module).forward is not nn.Module.forward}
+    none = nn.Module.forward  # and a ScriptModule's class has no attribute of that name
+    callable_ = {path for path, module in model.named_modules() if getattr(type(module), "forward", none) is not none}
     return {path: found for path, found in homes.items() if path in callable_ and path}
 
 

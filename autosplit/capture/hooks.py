@@ -42,6 +42,11 @@ class HookWatch:
         return called <= tree
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether it has hooks of its own."""
+    return any(getattr(module, name) for name in _DICTIONARIES)
+
+
 def _places(model: nn.Module) -> list[str]:
     modules = enumerate(model.modules())
     return [f"{i}{name}" for i, module in modules for name in _DICTIONARIES if getattr(module, name)]

@@ -9,17 +9,23 @@ What is asked of the later layers is asked once, and not guarded: such a graph i
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.variables import invoke_subgraph
+from torch._dynamo.side_effects import SideEffects
+from torch._dynamo.variables import higher_order_ops, invoke_subgraph
+from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
+from torch.utils import _pytree as pytree
 
+from autosplit.capture.hooks import has_hooks
 from autosplit.program import COPIED, is_control
 
 _FEWEST = 4
@@ -27,6 +33,15 @@ _FEWEST = 4
 
 _CALL = torch.ops.higher_order.invoke_subgraph
 _regions: Any = invoke_subgraph  # torch exports none of its names
+_operators: Any = higher_order_ops
+_CONSTANT = _regions.InputTag.CONSTANT
+_IN_GRAPH = (_regions.InputTag.TENSOR, _regions.InputTag.SYMNODE)
+
+_BOUND = ".forward.__self__"
+"""How Dynamo comes to a module in its own forward."""
+
+_EXISTING = (AttributeMutationExisting, ValueMutationExisting)
+"""Objects that were there before what is traced."""
 
 
 _Stack = dict[str, tuple[str, Any]]
@@ -63,13 +78,76 @@ def repeated(model: nn.Module) -> list[nn.Module]:
 def _kind(module: nn.Module) -> Any:
     """Equal for modules that may be alike; None for one that is not worth a region, or cannot be one."""
     cls = type(module)
-    plain = type(cls) is type and "forward" not in module.__dict__ and callable(getattr(cls, "forward", None))
-    if not plain or isinstance(module, torch.jit.ScriptModule) or next(module.children(), None) is None:
+    plain = isinstance(inspect.getattr_static(cls, "forward", None), types.FunctionType)
+    if not plain or "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule):
+        return None
+    inside = list(module.modules())[1:]
+    if not inside or any(map(has_hooks, inside)):  # the layers' own are called around the region
         return None
     weights = [*module.named_parameters(), *module.named_buffers()]
     if not weights or any(torch.nn.parameter.is_lazy(weight) for _, weight in weights):
         return None
     return cls, tuple((name, weight.shape, weight.dtype, weight.requires_grad) for name, weight in weights)
+
+
+class _Reuse:
+    """Whether what was traced of one call may serve another: stands for Dynamo's own answers, and asks for more.
+
+    Dynamo's guards look at objects as they were before all that is traced; so here nothing may have changed since.
+    """
+
+    def __init__(self) -> None:
+        self._changes = 0  # to objects that were there before
+        self._traced: dict[int, tuple[Any, int, list[int]]] = {}  # what it read, how many changes, which were the same
+        self._is_eligible, self._is_reusable = _regions.is_reuse_eligible, _regions.is_reusable
+        self._are_same = _operators.are_same_graph_modules
+
+    def is_eligible(self, tx: Any, result: Any, given: Any, info: Any, read: Any, **named: Any) -> bool:
+        """Whether a call may serve others.
+
+        Raises:
+            NotAlikeError: it may not.
+        """
+        if not self._is_eligible(tx, result, given, info, read, **named):
+            raise NotAlikeError("it takes or returns what is no tensor, or changes what is not its own")
+        self._traced[id(read)] = read, self._changes, _same(given)
+        return True
+
+    def is_reusable(self, tx: Any, condition: Any, given: Any, entry: Any) -> bool:
+        """Whether what was traced serves this call."""
+        _, changes, same = self._traced[id(condition.traced_sources)]
+        if changes != self._changes or same != _same(given):
+            return False
+        before = [value for tag, value in condition.input_checks if tag is _CONSTANT]
+        constants = [item.value for tag, item in given.flat_vts if tag is _CONSTANT]
+        if list(map(repr, before)) != list(map(repr, constants)):  # 1, True and 1.0 are equal
+            return False
+        return bool(self._is_reusable(tx, condition, given, entry))
+
+    def are_same(self, name: str, one: fx.GraphModule, other: fx.GraphModule, *rest: Any) -> bool:
+        """Whether what was traced of two calls is the same."""
+        return bool(self._are_same(name, one, other, *rest)) and _constants(one) == _constants(other)
+
+    def counted(self, change: Callable[..., None]) -> Callable[..., None]:
+        """A method of Dynamo's that notes a change."""
+
+        def noted(effects: SideEffects, item: Any, *rest: Any, **named: Any) -> None:
+            self._changes += isinstance(item.mutation_type, _EXISTING)
+            change(effects, item, *rest, **named)
+
+        return noted
+
+
+def _same(given: Any) -> list[int]:
+    """For each tensor given the place of the first that is the same."""
+    nodes = [item.as_proxy().node for tag, item in given.flat_vts if tag in _IN_GRAPH]
+    return list(map(nodes.index, nodes))
+
+
+def _constants(body: fx.GraphModule) -> list[str]:
+    """What its operators are given that is no tensor."""
+    values = pytree.tree_leaves([(node.args, node.kwargs) for node in body.graph.nodes if node.op != "placeholder"])
+    return [repr(value) for value in values if not isinstance(value, fx.Node)]
 
 
 @contextmanager
@@ -79,36 +157,40 @@ def as_regions(modules: list[nn.Module]) -> Iterator[None]:
     Raises:
         NotAlikeError: inside, where one was traced that cannot be used for others.
     """
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
-    before = [(module, type(module)) for module in modules]
-    is_eligible = _regions.is_reuse_eligible
+    forwards: dict[type[nn.Module], Callable[..., Any]] = {}
+    reuse = _Reuse()
+    with ExitStack() as stack:
+        for name in ("mutation", "store_attr", "store_cell"):
+            stack.enter_context(_replaced(SideEffects, name, reuse.counted(getattr(SideEffects, name))))
+        stack.enter_context(_replaced(_regions, "is_reuse_eligible", reuse.is_eligible))
+        stack.enter_context(_replaced(_regions, "is_reusable", reuse.is_reusable))
+        stack.enter_context(_replaced(_operators, "are_same_graph_modules", reuse.are_same))
+        for module in modules:
+            cls = type(module)
+            if cls not in forwards:
+                forwards[cls] = _region(cls.forward, len(modules))
+            stack.callback(module.__dict__.pop, "forward", None)
+            module.__dict__["forward"] = types.MethodType(forwards[cls], module)  # its class is what it may ask for
+        yield
 
-    def checked(*args: Any, **kwargs: Any) -> bool:
-        if not is_eligible(*args, **kwargs):
-            raise NotAlikeError("it takes or returns what is no tensor, or changes what is not its own")
-        return True
 
-    _regions.is_reuse_eligible = checked
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
-        for module, cls in before:
-            if cls not in classes:
-                classes[cls] = _region(cls, len(modules))
-            module.__class__ = classes[cls]
         yield
     finally:
-        _regions.is_reuse_eligible = is_eligible
-        for module, cls in before:
-            module.__class__ = cls
+        setattr(owner, name, before)
 
 
-def _region(cls: type[nn.Module], most: int) -> type[nn.Module]:
-    """The class with a forward that is a region.
+def _region(forward: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """The forward as a region.
 
     The region takes its arguments flat, and how they were nested as a word: Dynamo compares flat ones by itself, and
     else runs torch's pytree in its interpreter, for each layer. What surrounds the call it does not compare: that is a
     word too.
     """
-    forward: Callable[..., Any] = cls.forward
 
     def inside(self: Any, state: str, layout: str, *flat: Any) -> Any:
         sizes, *names = layout.split()
@@ -139,8 +221,7 @@ def _region(cls: type[nn.Module], most: int) -> type[nn.Module]:
         casts = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else ""
         return region(self, f"{torch.is_grad_enabled()} {casts}", " ".join([",".join(sizes), *kwargs]), *flat)
 
-    names = {"forward": called, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), names)
+    return called
 
 
 def flatten(graph_module: fx.GraphModule) -> None:
@@ -166,6 +247,9 @@ def flatten(graph_module: fx.GraphModule) -> None:
             graph.erase_node(node)
     for name in first:
         delattr(graph_module, name)
+    for node in graph.nodes:
+        if "nn_module_stack" in node.meta:
+            node.meta["nn_module_stack"] = _stack(node)
     graph_module.recompile()
 
 
@@ -216,5 +300,6 @@ def _moved(stack: _Stack, old: _Stack, new: _Stack) -> _Stack:
 
 
 def _stack(node: fx.Node) -> _Stack:
+    """The modules that a node is in, by the paths that they have where forward is not an attribute of theirs."""
     stack: _Stack = node.meta.get("nn_module_stack") or {}
-    return stack
+    return {key: (path.replace(_BOUND, ""), cls) for key, (path, cls) in stack.items()}

@@ -244,3 +244,10 @@ def test_a_call_that_cannot_be_captured_runs_all_the_same_and_says_so() -> None:
 def test_a_model_that_looks_at_data_cannot_be_planned_on_meta() -> None:
     with pytest.raises(autosplit.CaptureError, match="load them on one device"):
         autosplit.plan(EarlyExit().to("meta"), "2x1GiB", (torch.randn(5, W, dtype=torch.float64, device="meta"),))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_part_is_planned() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4))
+    plan = autosplit.plan(model, "2x1GiB", args=(torch.randn(2, 4),), mode="infer", strategy="split", profile=False)
+    assert len(plan.placement) >= 3

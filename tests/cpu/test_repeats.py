@@ -115,6 +115,34 @@ def in_halves(layer, x, i):
     return torch.cat([layer(x[:2]), layer(x[2:])]) if i % 2 else layer(x)
 
 
+def takes_number(m, x, times=None):
+    return m.b(m.a(x)) * times
+
+
+def takes_two(m, x, y):
+    return m.b(m.a(x)) * (2 if x is y else 3) + y
+
+
+def counted_by_parent(layer, x, i):
+    layer.step.count = i
+    return layer(x)
+
+
+def noted_by_parent(layer, x, i):
+    layer.step.notes["i"] = i
+    return layer(x)
+
+
+class Counted:
+    """A step whose result depends on what is written to it between the calls of layers."""
+
+    def __init__(self) -> None:
+        self.count, self.notes = 0, {"i": 0}
+
+    def __call__(self, m, x):
+        return m.b(m.a(x)) * (1 + self.count + self.notes["i"])
+
+
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], int | None]] = {  # and graphs for the layers, if any
     "plain": (plain, one_by_one, 1),
     "a number of its own": (lambda m, x: m.b(m.a(x)) * m.number, one_by_one, None),
@@ -138,6 +166,12 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], int | None]] = { 
     "a number given": (takes_tuple, lambda layer, x, i: layer(x, (x, x), times=i), None),
     "a list": (takes_list, lambda layer, x, i: layer(x, [x, x]), 1),
     "under vmap": (lambda m, x: m.b(m.a(x)), lambda layer, x, i: torch.vmap(layer.forward)(x), None),
+    "equal numbers": (takes_number, lambda layer, x, i: layer(x, times=(1, True, 1.0, True, 1.0)[i]), 2),
+    "zeros": (takes_number, lambda layer, x, i: layer(x, (0.0, -0.0, 0.0, -0.0, 0.0)[i]), 2),
+    "one tensor twice": (takes_two, lambda layer, x, i: layer(x, x) if i % 2 else layer(x, x * 2), 2),
+    "asks for its class": (lambda m, x: m.b(m.a(x)) if type(m) is Layer else x * 2, one_by_one, 1),
+    "written by the parent": (Counted(), counted_by_parent, None),
+    "noted by the parent": (Counted(), noted_by_parent, None),
     "halves": (plain, in_halves, 2),
 }
 
@@ -210,6 +244,35 @@ def test_same_program(name: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> 
     found = check_same(model, (torch.randn(4, W),), {}, mode, monkeypatch)
     assert {path: type(module) for path, module in model.named_modules()} == classes
     assert found == graphs
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_hooks_of_one_layer(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net(plain, one_by_one)
+    layer: Any = model.layers[3]
+    (layer.a if inside else layer).register_forward_hook(lambda module, args, out: out * 2)
+    check_same(model, (torch.randn(4, W),), {}, "train", monkeypatch)
+
+
+def test_layers_whose_class_cannot_be_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Base(nn.Module):
+        def __init_subclass__(cls, *, name: str) -> None:
+            made.append(name)
+
+    made: list[str] = []
+
+    class Named(Base, name="named"):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(W, W)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x).relu()
+
+    model = nn.Sequential(*(Named() for _ in range(LAYERS)))
+    assert check_same(model, (torch.randn(4, W),), {}, "train", monkeypatch) == 1
+    assert made == ["named"]
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def small(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
