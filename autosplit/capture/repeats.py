@@ -247,6 +247,9 @@ def flatten(graph_module: fx.GraphModule) -> None:
             graph.erase_node(node)
     for name in first:
         delattr(graph_module, name)
+    parts = [part for part in graph_module.modules() if isinstance(part, fx.GraphModule)]
+    if any(node.target is _CALL for part in parts for node in part.graph.nodes):
+        raise NotAlikeError("a layer is called in a graph of its own, such as a checkpoint's")
     for node in graph.nodes:
         if "nn_module_stack" in node.meta:
             node.meta["nn_module_stack"] = _stack(node)

@@ -160,6 +160,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], int | None]] = { 
     "grad late": (plain, grad_late, 1),
     "casts": (casts, one_by_one, None),
     "checkpoint": (checkpointed, one_by_one, None),
+    "checkpoint around": (plain, lambda layer, x, i: checkpoint(layer, x, use_reentrant=False), None),
     "constants": (lambda m, x: m.b(m.a(x)) + torch.arange(W, device=x.device), one_by_one, 1),
     "random": (lambda m, x: m.b(m.a(x)) + torch.rand(W), one_by_one, 1),
     "a tuple": (takes_tuple, lambda layer, x, i: layer(x, (x.mean(), x.amax()), times=2), 1),
