@@ -77,7 +77,7 @@ def without_parts(model: nn.Module) -> Iterator[None]:
 
 def snapshot(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Snapshot:
     """Everything in Python that a call of ``model`` may change: arguments, attributes, and the globals of its code."""
-    found: set[Any] = {getattr(type(module), "forward", None) for module in model.modules()}  # a ScriptModule's has none
+    found: set[Any] = {getattr(type(module), "forward", None) for module in model.modules()}  # ScriptModules: none
     spaces = {id(code.__globals__): code.__globals__ for code in found if hasattr(code, "__globals__")}
     kept = [value for space in spaces.values() for value in space.values() if type(value) in (list, dict, set, deque)]
     return Snapshot([*args, *kwargs.values(), *(vars(module) for module in model.modules())], kept, spaces.values())
