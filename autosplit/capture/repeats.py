@@ -15,7 +15,8 @@ import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import fx, nn
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables import higher_order_ops, invoke_subgraph
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
+from torch._guards import ChainedSource, Source
 from torch.utils import _pytree as pytree
 
 from autosplit.capture.hooks import has_hooks
@@ -122,7 +124,8 @@ class _Reuse:
         constants = [item.value for tag, item in given.flat_vts if tag is _CONSTANT]
         if list(map(repr, before)) != list(map(repr, constants)):  # 1, True and 1.0 are equal
             return False
-        return bool(self._is_reusable(tx, condition, given, entry))
+        with _replaced(ChainedSource, "clone", _remembering_clone()):
+            return bool(self._is_reusable(tx, condition, given, entry))
 
     def are_same(self, name: str, one: fx.GraphModule, other: fx.GraphModule, *rest: Any) -> bool:
         """Whether what was traced of two calls is the same."""
@@ -136,6 +139,33 @@ class _Reuse:
             change(effects, item, *rest, **named)
 
         return noted
+
+
+def _remembering_clone() -> Callable[..., Source]:
+    """``clone`` of a source that is within another, made once however many lie within it.
+
+    What a layer reads are thousands of sources that share their ways from the layer on, and each clone is of the whole
+    way: that was a quarter of a capture.
+    """
+    made: dict[tuple[int, int], tuple[Any, Any, Source]] = {}  # holds what it knows by id
+
+    def clone(source: Any, transform: Callable[[Source], Source] | None = None) -> Source:
+        key = id(source), id(transform)
+        if key not in made:
+            parts = {name: getattr(source, name) for name in _names(type(source))}
+            sources = {name: part for name, part in parts.items() if isinstance(part, Source)}
+            clones = {name: part.clone(transform) for name, part in sources.items()}
+            same = all(clones[name] is part for name, part in sources.items())
+            result = source if same else replace(source, **clones)
+            made[key] = source, transform, transform(result) if transform else result
+        return made[key][2]
+
+    return clone
+
+
+@cache
+def _names(kind: Any) -> list[str]:
+    return [each.name for each in fields(kind)]
 
 
 def _same(given: Any) -> list[int]:

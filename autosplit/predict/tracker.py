@@ -83,6 +83,10 @@ class Tracker(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing compiles while it looks on, and torch's guard against that costs as much as a call
+
     def __init__(self, devices: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.log = Log()
@@ -97,8 +101,10 @@ class Tracker(TorchDispatchMode):
         self._successor: tuple[Record, _Cell] | None = None  # a storage, and the one that takes its place if it dies
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _ASKS_DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # first of all, as autograd asks twice an operator
         with torch._C.DisableTorchFunction():  # the function modes are for what the graph calls, not for what we do
-            return _device_of(args[0]) if func is _ASKS_DEVICE else self._run(func, args, kwargs or {})
+            return args[0].device if func is _ASKS_DEVICE else self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if self._literals:
@@ -248,10 +254,6 @@ class Calls(TorchFunctionMode):
 def _as_kernels_take(func: Any, args: Any) -> Any:
     """The arguments; a fake of layer norm's backward keeps the strides of its gradient, where kernels keep none."""
     return (args[0].contiguous(), *args[1:]) if func is _LAYER_NORM_BACKWARD else args
-
-
-def _device_of(tensor: torch.Tensor) -> torch.device:
-    return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
 
 
 def _is_alone(held: torch.Tensor, term: torch.Tensor) -> bool:
