@@ -163,9 +163,7 @@ def _remembering_clone() -> Callable[..., Source]:
     return clone
 
 
-@cache
-def _names(kind: Any) -> list[str]:
-    return [each.name for each in fields(kind)]
+_names: Callable[[Any], list[str]] = cache(lambda kind: [each.name for each in fields(kind)])
 
 
 def _same(given: Any) -> list[int]:
