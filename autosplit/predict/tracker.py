@@ -226,7 +226,10 @@ class Tracker(TorchDispatchMode):
             return args, kwargs
 
         def land(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device) if tensor in self._literals else tensor
+            if tensor not in self._literals:
+                return tensor
+            form = tensor.size(), tensor.stride()  # not to(), nor empty_like(): a fake whose value is known stays
+            return torch.empty_strided(*form, dtype=tensor.dtype, device=device)
 
         return pytree.tree_map_only(torch.Tensor, land, (args, kwargs))
 

@@ -143,6 +143,9 @@ class _Call:
         return result
 
     def _lower_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        for low, high in self.pairs:
+            if high is tensor:  # kernels ask whether two arguments are one: whether a result may be resized, and more
+                return low
         device = tensor.device
         if device.type == _world.NAME:
             if device.index != self.index:

@@ -48,6 +48,17 @@ def test_a_module_on_another_device(number: int, name: str) -> None:
     check(name, module_cases(name, training=number % 4 == 0, most=1))
 
 
+@pytest.mark.parametrize(
+    ("cases", "number", "outcome"),
+    [
+        pytest.param(operator_cases("unravel_index"), 10, "equal", id="a literal whose value a fake knows"),
+        pytest.param(module_cases("nn.Transformer", False), 33, "fell", id="a part that runs as under a compiler"),
+    ],
+)
+def test_samples_that_were_refused_or_different(cases: Iterable[Case], number: int, outcome: str) -> None:
+    assert [found for _, found, _ in outcomes([list(cases)[number]])] == [outcome]
+
+
 def test_the_lists_cover_what_torch_has() -> None:
     assert len(SUPPORTED) >= 680
     assert len(MODULES) >= 110

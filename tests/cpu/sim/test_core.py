@@ -232,3 +232,17 @@ def test_assorted_operators(two, run):
 def test_resize_keeps_the_elements(two):
     x = torch.arange(6.0, device="sim:1").view(2, 3)
     assert x.resize_(4, 3)[:2].flatten().tolist() == list(range(6))
+
+
+def test_a_kernel_sees_that_one_tensor_was_given_twice(two):
+    x = torch.ones(5, 1, device="sim:1")
+    with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):  # its result is not resized
+        x.logical_and_(torch.ones(5, 5, device="sim:1"))
+    assert x.shape == (5, 1)
+
+    attention, query = nn.MultiheadAttention(4, 2, batch_first=True).eval(), torch.randn(2, 3, 4)
+    with torch.no_grad():
+        expected, _ = attention(query, query, query)  # one kernel, which multiplies by all three weights at once
+        moved = query.to("sim:1")
+        found, _ = attention.to("sim:1")(moved, moved, moved)
+    assert torch.equal(found.cpu(), expected)
