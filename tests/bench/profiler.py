@@ -1,10 +1,12 @@
 """Profile: the measured times of all operations, added up, against whole passes of the model in the same run.
 
-    python tests/bench/profiler.py [--scale 4] [--only GPT-2]
+    python tests/bench/profiler.py [--scale 4] [--rounds 3] [--only GPT-2]
 
-One row a model and mode. "sum / whole" is the sum over all operations, each distinct one measured once or in passes
-with marks, against the median of unmarked passes before and after; "alone" is the same for a device that the model
-does not fit, where each distinct operation runs by itself. "cost" is the time of the profile in forward passes.
+One row a model and mode. "sum / whole" is the sum over all operations, measured in passes with marks, over the median
+of unmarked passes just before and just after, forward and backward; "alone" is the same for a device that the model
+does not fit, where each distinct operation runs by itself. Each is the median over the rounds, and so is "machine": the
+unmarked passes after over those before, which is 1.00 on a machine that keeps its speed; in brackets its range. "cost"
+is the time of the profile in forward passes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -32,24 +34,23 @@ from autosplit.program import Program
 from autosplit.runtime import unsplit_class
 
 CPU = torch.device("cpu")
-PASSES = 4
+PASSES = 3
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{'model':10} {'mode':6} {'nodes':>5} {'distinct':>8} {'whole ms':>17} {'sum / whole':>12} {'alone':>12} "
-        f"{'cost':>11} {'noise':>6}"
-    )
-    for architecture in [*ARCHITECTURES, DEEP]:
+    print("| model | mode | operations, distinct | whole ms | sum / whole | alone / whole | machine | cost |")
+    print(f"|{'---|' * 8}")
+    for architecture in [*ARCHITECTURES, DEEP, PLAIN]:
         if options.only in architecture.name:
             for mode in ("infer", "train"):
-                print(row(architecture, options.scale, mode), flush=True)
+                print(row(architecture, options.scale, mode, options.rounds), flush=True)
     return 0
 
 
@@ -64,35 +65,80 @@ def _deep(scale: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     return LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}
 
 
+def _plain(scale: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    width = 256 * scale
+    layers = [layer for _ in range(8) for layer in (torch.nn.Linear(width, width), torch.nn.GELU())]
+    return torch.nn.Sequential(*layers), {"input": torch.randn(128 * scale, width)}
+
+
 DEEP = Architecture("32 layers", _deep)
+PLAIN = Architecture("MLP", _plain)
+
+Times = tuple[float, float]
+"""Of a forward and a backward pass, in ns; the latter 0 where there is none."""
 
 
-def row(architecture: Architecture, scale: int, mode: Any) -> str:
+class Round(NamedTuple):
+    """What one round found: whole passes, the sums of a profile and of one operation by operation, their CPU times."""
+
+    whole: Times
+    machine: Times
+    found: Times
+    alone: Times
+    cost_ns: tuple[int, int]
+
+
+def row(architecture: Architecture, scale: int, mode: Any, count: int) -> str:
     """Profile one model, between whole passes."""
     program, emitted = captured(architecture, scale, mode)
-    with torch.set_grad_enabled(mode == "train"):
-        run = whole(program, emitted)
-        before = [run() for _ in range(PASSES)][1:]
-    found, cost_ns = timed(lambda: profile(program, emitted, CPU, fits=True))
-    with torch.set_grad_enabled(mode == "train"):
-        between = [run() for _ in range(PASSES)][1:]
-    apart, apart_ns = timed(lambda: profile(program, emitted, CPU, fits=False))
-    with torch.set_grad_enabled(mode == "train"):
-        after = [run() for _ in range(PASSES)][1:]
-    forward, backward = (statistics.median(times) for times in zip(*before, *between, *after, strict=True))
+    run = whole(program, emitted)
+    run()
+    rounds = [one_round(program, emitted, run, mode) for _ in range(count)]
+    distinct = profile(program, emitted, CPU, fits=True).distinct
+    sides = [side for side in range(2) if rounds[0].whole[side]]
+    times = ", ".join(f"{statistics.median(each.whole[side] for each in rounds) / 1e6:.1f}" for side in sides)
+    costs = ", ".join(f"{statistics.median(each.cost_ns[i] / each.whole[0] for each in rounds):.1f}" for i in range(2))
+    drift = [each.machine[side] for each in rounds for side in sides]
     return (
-        f"{architecture.name:10} {mode:6} {len(program.nodes):5} {found.distinct:8} "
-        f"{forward / 1e6:8.1f} {backward / 1e6:8.1f} {ratios(found, forward, backward):>12} "
-        f"{ratios(apart, forward, backward):>12} {cost_ns / forward:5.1f} {apart_ns / forward:5.1f} {found.noise:6.1%} "
-        f"{'; '.join(found.notes)}"
+        f"| {architecture.name} | {mode} | {len(program.nodes)}, {distinct} | {times} | "
+        f"{ratios([each.found for each in rounds], rounds, sides)} | "
+        f"{ratios([each.alone for each in rounds], rounds, sides)} | "
+        f"{statistics.median(drift):.2f} ({min(drift):.2f}-{max(drift):.2f}) | {costs} |"
     )
 
 
-def ratios(found: Profile, forward_ns: float, backward_ns: float) -> str:
-    """Sums of the forward and of the backward times over the whole."""
+def one_round(program: Program, emitted: fx.GraphModule, run: Callable[[], tuple[int, int]], mode: Any) -> Round:
+    """Whole passes, a profile, whole passes, and a profile by single operations."""
+    gradients = torch.set_grad_enabled
+    with gradients(mode == "train"):
+        before = [run() for _ in range(PASSES)]
+    found, cost_ns = timed(lambda: profile(program, emitted, CPU, fits=True))
+    with gradients(mode == "train"):
+        after = [run() for _ in range(PASSES)]
+    alone, alone_ns = timed(lambda: profile(program, emitted, CPU, fits=False))
+    earlier, later = middle(before), middle(after)
+    drift = later[0] / earlier[0], later[1] / earlier[1] if earlier[1] else 0.0
+    return Round(middle(before + after), drift, total(found), total(alone), (cost_ns, alone_ns))
+
+
+def middle(passes: list[tuple[int, int]]) -> Times:
+    """The medians of forward and backward."""
+    forward, backward = map(statistics.median, zip(*passes, strict=True))
+    return forward, backward
+
+
+def total(found: Profile) -> Times:
+    """The sums over all operations."""
     timings = found.timings.values()
-    first = f"{sum(t.forward_ns for t in timings) / forward_ns:.2f}"
-    return first if not backward_ns else f"{first} {sum(t.backward_ns for t in timings) / backward_ns:.2f}"
+    return sum(t.forward_ns for t in timings), sum(t.backward_ns for t in timings)
+
+
+def ratios(sums: list[Times], rounds: list[Round], sides: list[int]) -> str:
+    """The sums over the whole passes of their rounds: medians."""
+    found = [
+        statistics.median(s[side] / each.whole[side] for s, each in zip(sums, rounds, strict=True)) for side in sides
+    ]
+    return ", ".join(f"{ratio:.2f}" for ratio in found)
 
 
 def timed(run: Callable[[], Profile]) -> tuple[Profile, int]:
