@@ -138,8 +138,8 @@ def _is_plain(tensor: FakeTensor) -> bool:
 @cache
 def _returns(func: Any) -> Literal["new", "view", "first", "nothing"] | None:
     """What an operator returns: new tensors, a view, its first argument, or nothing; None: it is not remembered."""
-    if not isinstance(func, torch._ops.OpOverload) or func.namespace not in ("aten", "prims"):
-        return None
+    if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten":
+        return None  # also prims, whose schemas say of views that they write
     if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view} & {*func.tags}:
         return None
     given, returned = func._schema.arguments, func._schema.returns

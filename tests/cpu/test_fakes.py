@@ -23,11 +23,12 @@ def form(tensor: torch.Tensor) -> Any:
 
 
 def described(result: Any, given: list[torch.Tensor]) -> Any:
-    """Forms of the results, and for each which tensor before it has its memory."""
+    """Forms of the results, and for each which tensor before it has its memory, and which is it."""
     tensors = [*given, *tensor_leaves(result)]
     first: dict[int, int] = {}
     shares = [first.setdefault(tensor.untyped_storage()._cdata, i) for i, tensor in enumerate(tensors)]
-    return [form(tensor) for tensor in tensor_leaves(result)], shares
+    same = [next(i for i, other in enumerate(tensors) if other is tensor) for tensor in tensors]
+    return [form(tensor) for tensor in tensor_leaves(result)], shares, same
 
 
 def called(mode: FakeTensorMode, function: Any, sample: Any) -> Any:
@@ -98,3 +99,12 @@ def test_other_defaults_are_told_apart() -> None:
             assert (x / 2).dtype == torch.float64
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+def test_views_without_elements_are_not_taken_for_writes() -> None:
+    mode = fake_mode()
+    with mode:
+        given = mode.from_tensor(torch.empty(0))
+        views = [torch.ops.aten.view.default(given, [0, 3]), torch.ops.aten._unsafe_view.default(given, [0, 3])]
+    assert [tuple(view.shape) for view in views] == [(0, 3), (0, 3)]
+    assert not any(view is given for view in views)
