@@ -25,8 +25,8 @@ from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables import higher_order_ops, invoke_subgraph
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
 from torch._guards import ChainedSource, Source
-from torch.utils import _pytree as pytree
 
+from autosplit.capture.alike import groups
 from autosplit.capture.hooks import has_hooks
 from autosplit.program import COPIED, is_control
 
@@ -37,6 +37,7 @@ _CALL = torch.ops.higher_order.invoke_subgraph
 _regions: Any = invoke_subgraph  # torch exports none of its names
 _operators: Any = higher_order_ops
 _CONSTANT = _regions.InputTag.CONSTANT
+_MODULE = _regions.InputTag.MODULE
 _IN_GRAPH = (_regions.InputTag.TENSOR, _regions.InputTag.SYMNODE)
 
 _BOUND = ".forward.__self__"
@@ -54,9 +55,9 @@ class NotAlikeError(Exception):
     """Layers that look alike cannot be traced once for all."""
 
 
-def repeated(model: nn.Module) -> list[nn.Module]:
-    """The modules to trace once: siblings of one class with weights of the same forms, none inside another."""
-    found: list[nn.Module] = []
+def repeated(model: nn.Module) -> list[list[nn.Module]]:
+    """The modules to trace once, those together that are alike: siblings of one class, none inside another."""
+    found: list[list[nn.Module]] = []
     seen: set[int] = set()
 
     def visit(module: nn.Module) -> None:
@@ -68,7 +69,7 @@ def repeated(model: nn.Module) -> list[nn.Module]:
             kinds[_kind(child)].append(child)
         for kind, children in kinds.items():
             if kind is not None and len(children) >= _FEWEST:
-                found.extend(children)
+                found.extend(group for group in groups(children) if len(group) > 1)
             else:
                 for child in children:
                     visit(child)
@@ -102,7 +103,6 @@ class _Reuse:
         self._changes = 0  # to objects that were there before
         self._traced: dict[int, tuple[Any, int, list[int]]] = {}  # what it read, how many changes, which were the same
         self._is_eligible, self._is_reusable = _regions.is_reuse_eligible, _regions.is_reusable
-        self._are_same = _operators.are_same_graph_modules
 
     def is_eligible(self, tx: Any, result: Any, given: Any, info: Any, read: Any, **named: Any) -> bool:
         """Whether a call may serve others.
@@ -110,7 +110,8 @@ class _Reuse:
         Raises:
             NotAlikeError: it may not.
         """
-        if not self._is_eligible(tx, result, given, info, read, **named):
+        modules = sum(tag is _MODULE for tag, _ in given.flat_vts)
+        if modules > 1 or not self._is_eligible(tx, result, given, info, read, **named):
             raise NotAlikeError("it takes or returns what is no tensor, or changes what is not its own")
         self._traced[id(read)] = read, self._changes, _same(given)
         return True
@@ -126,10 +127,6 @@ class _Reuse:
             return False
         with _replaced(ChainedSource, "clone", _remembering_clone()):
             return bool(self._is_reusable(tx, condition, given, entry))
-
-    def are_same(self, name: str, one: fx.GraphModule, other: fx.GraphModule, *rest: Any) -> bool:
-        """Whether what was traced of two calls is the same."""
-        return bool(self._are_same(name, one, other, *rest)) and _constants(one) == _constants(other)
 
     def counted(self, change: Callable[..., None]) -> Callable[..., None]:
         """A method of Dynamo's that notes a change."""
@@ -172,33 +169,26 @@ def _same(given: Any) -> list[int]:
     return list(map(nodes.index, nodes))
 
 
-def _constants(body: fx.GraphModule) -> list[str]:
-    """What its operators are given that is no tensor."""
-    values = pytree.tree_leaves([(node.args, node.kwargs) for node in body.graph.nodes if node.op != "placeholder"])
-    return [repr(value) for value in values if not isinstance(value, fx.Node)]
-
-
 @contextmanager
-def as_regions(modules: list[nn.Module]) -> Iterator[None]:
-    """Calls of ``modules`` are regions inside.
+def as_regions(alike: list[list[nn.Module]]) -> Iterator[None]:
+    """Calls of the modules are regions inside; what is traced of one serves those that it is alike.
 
     Raises:
         NotAlikeError: inside, where one was traced that cannot be used for others.
     """
-    forwards: dict[type[nn.Module], Callable[..., Any]] = {}
+    most = sum(map(len, alike))
     reuse = _Reuse()
     with ExitStack() as stack:
         for name in ("mutation", "store_attr", "store_cell"):
             stack.enter_context(_replaced(SideEffects, name, reuse.counted(getattr(SideEffects, name))))
         stack.enter_context(_replaced(_regions, "is_reuse_eligible", reuse.is_eligible))
         stack.enter_context(_replaced(_regions, "is_reusable", reuse.is_reusable))
-        stack.enter_context(_replaced(_operators, "are_same_graph_modules", reuse.are_same))
-        for module in modules:
-            cls = type(module)
-            if cls not in forwards:
-                forwards[cls] = _region(cls.forward, len(modules))
-            stack.callback(module.__dict__.pop, "forward", None)
-            module.__dict__["forward"] = types.MethodType(forwards[cls], module)  # its class is what it may ask for
+        stack.enter_context(_replaced(_operators, "are_same_graph_modules", lambda *_: False))  # their names differ
+        for number, modules in enumerate(alike):
+            forward = _region(type(modules[0]).forward, most, number)
+            for module in modules:
+                stack.callback(module.__dict__.pop, "forward", None)
+                module.__dict__["forward"] = types.MethodType(forward, module)  # its class is what it may ask for
         yield
 
 
@@ -212,8 +202,8 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _region(forward: Callable[..., Any], most: int) -> Callable[..., Any]:
-    """The forward as a region.
+def _region(forward: Callable[..., Any], most: int, number: int) -> Callable[..., Any]:
+    """The forward as a region; Dynamo takes all regions for one, so that their ``number`` is among the arguments.
 
     The region takes its arguments flat, and how they were nested as a word: Dynamo compares flat ones by itself, and
     else runs torch's pytree in its interpreter, for each layer. What surrounds the call it does not compare: that is a
@@ -247,7 +237,7 @@ def _region(forward: Callable[..., Any], most: int) -> Callable[..., Any]:
                 sizes.append("-")
                 flat.append(value)
         casts = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else ""
-        return region(self, f"{torch.is_grad_enabled()} {casts}", " ".join([",".join(sizes), *kwargs]), *flat)
+        return region(self, f"{number} {torch.is_grad_enabled()} {casts}", " ".join([",".join(sizes), *kwargs]), *flat)
 
     return called
 

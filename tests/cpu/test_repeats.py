@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+import types
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +149,7 @@ class Counted:
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], int | None]] = {  # and graphs for the layers, if any
     "plain": (plain, one_by_one, 1),
     "a number of its own": (lambda m, x: m.b(m.a(x)) * m.number, one_by_one, None),
-    "branches": (branches, one_by_one, 2),
+    "branches": (branches, one_by_one, None),
     "dropout": (lambda m, x: F.dropout(m.b(m.a(x)), 0.1, m.training), one_by_one, 1),
     "batch norm": (lambda m, x: m.norm(m.b(m.a(x))), one_by_one, 1),
     "writes inside": (writes_inside, one_by_one, 1),
@@ -324,3 +327,106 @@ def test_plan_applies_to_the_model_that_runs() -> None:
     with torch.no_grad(), autosplit.sim.cluster("2x1GiB") as cluster:
         split = autosplit.partition(model, [str(d) for d in cluster.devices], kwargs=inputs, plan=plan, mode="infer")
         assert torch.equal(split(**inputs).logits, want.logits)
+
+
+class Kind(enum.Enum):
+    LOCAL = 1
+    GLOBAL = 2
+
+
+def by_kind(m, x):
+    return m.b(m.a(x)) * (2 if m.kind is Kind.LOCAL else 3)
+
+
+def one_module_under_another_name(layers):
+    for i, layer in enumerate(layers):
+        layer.named = {"first": layer.a if i % 2 else layer.b}
+
+
+def one_module_twice(layers):
+    for i, layer in enumerate(layers):
+        layer.both = nn.ModuleList([layer.a, layer.a if i != 3 else layer.b])
+
+
+def one_object_or_two(layers):
+    for i, layer in enumerate(layers):
+        layer.one = types.SimpleNamespace()
+        layer.other = layer.one if i != 3 else types.SimpleNamespace()
+
+
+def the_layer_before(layers):
+    for layer, before in zip(layers[1:], layers, strict=False):
+        layer.__dict__["before"] = before
+
+
+def members_by_name(layers):
+    for i, layer in enumerate(layers):
+        layer.members, layer.pick = nn.ModuleDict({"p": nn.Linear(W, W), "q": nn.Linear(W, W)}), "q" if i == 3 else "p"
+
+
+def kinds(layers):
+    for i, layer in enumerate(layers):
+        layer.kind = Kind.GLOBAL if i == 3 else Kind.LOCAL
+
+
+def zeros(layers):
+    for i, layer in enumerate(layers):
+        layer.zero = -0.0 if i == 3 else 0.0
+
+
+def words_of_other_types(layers):
+    for layer, value in zip(layers, (1, True, 1.0, 1, 1), strict=True):
+        layer.words = (value,)
+
+
+def another_order(layers):
+    for i, layer in enumerate(layers):
+        layer.ordered = OrderedDict(first=2, last=3)
+        if i == 3:
+            layer.ordered.move_to_end("first")
+
+
+def a_forward_of_its_own(layers):
+    layers[3].a.forward = types.MethodType(lambda m, x: F.linear(x, m.weight) * 2, layers[3].a)
+
+
+UNLIKE = {
+    "class": (by_kind, kinds),
+    "alias": (lambda m, x: m.b(m.named["first"](m.a(x))), one_module_under_another_name),
+    "twice": (lambda m, x: m.both[1](m.both[0](x)), one_module_twice),
+    "identity": (lambda m, x: m.a(x) if m.one is m.other else m.b(x), one_object_or_two),
+    "sibling": (lambda m, x: m.b(x) if "before" not in m.__dict__ else m.before.a(x), the_layer_before),
+    "member": (lambda m, x: m.members[m.pick](x), members_by_name),
+    "zero": (lambda m, x: torch.full_like(m.a(x), m.zero), zeros),
+    "types": (lambda m, x: m.a(x) + m.words[0], words_of_other_types),
+    "order": (lambda m, x: m.a(x) * next(iter(m.ordered.values())), another_order),
+    "forward": (lambda m, x: m.b(m.a(x)), a_forward_of_its_own),
+}
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_guards_do_not_tell_apart(name: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, change = UNLIKE[name]
+    model = Net(step, one_by_one)
+    change(list(model.layers))
+    check_same(model, (torch.randn(4, W),), {}, mode, monkeypatch)
+
+
+def test_a_module_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net(lambda m, x, given: given(m.a(x)), lambda layer, x, i: layer(x, layer.a if i < 3 else layer.b))
+    check_same(model, (torch.randn(4, W),), {}, "train", monkeypatch)
+
+
+def test_a_plan_of_layers_of_two_kinds_counts_the_larger() -> None:
+    class Wide(nn.Module):
+        def __init__(self, kind: Kind) -> None:
+            super().__init__()
+            self.kind, self.a = kind, nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x).repeat(1 if self.kind is Kind.LOCAL else 64, 1).relu()[: len(x)]
+
+    model = nn.Sequential(*(Wide(Kind.GLOBAL if i == 4 else Kind.LOCAL) for i in range(7)))
+    with pytest.raises(autosplit.CapacityError, match="'4/repeat' needs"):
+        autosplit.plan(model, "2x8MiB", (torch.randn(1024, 64),), mode="train", optimizer="sgd", profile=False)
