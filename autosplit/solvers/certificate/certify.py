@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autosplit.solvers.blocks.contract import contracted
 from autosplit.solvers.blocks.fleet import Fleet
-from autosplit.solvers.blocks.quotient import Ints, Quotient, bottleneck, loads
+from autosplit.solvers.blocks.quotient import Ints, Load, Quotient, stage_ns
 from autosplit.solvers.certificate.reach import RATE, Reach, Scene
 from autosplit.solvers.certificate.spans import Closure, Floats, Spans, all_downsets, split
 from autosplit.solvers.certificate.tolls import Tolls
@@ -87,7 +88,11 @@ def certify(
     >>> certify(quotient, Fleet((Kind((0, 1, 2)),)), 22)[:3]
     (10, 10, (0, 2, 1))
     """
-    return _Proof(quotient, fleet, best_ns, flight).run(effort, stop)
+    smaller, groups = contracted(quotient, fleet, flight)
+    found = _Proof(smaller, fleet, best_ns, flight).run(effort, stop)
+    if found.labels is None:
+        return found
+    return found._replace(labels=tuple(found.labels[group] for group in groups))
 
 
 class _Outcome(Enum):
@@ -107,6 +112,7 @@ class _Proof:
         self.labels: tuple[int, ...] | None = None
         self.spent = 0
         self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
+        self.last: tuple[Scene, int] | None = None
         self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
         self.least = self.work.min(axis=0)
         self.slow = tuple(_slowness(row, self.least) for row in self.work)
@@ -160,6 +166,14 @@ class _Proof:
 
     def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
+        self.last = None
+        outcome = self._cut(most_ns, budget, stop)
+        if outcome is not _Outcome.PROVED and self.last is not None:
+            self._bisect(*self.last)
+        return outcome
+
+    def _cut(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
+        """The same without the bound that the last spans prove in any case."""
         spans = self._resumed(most_ns)
         most_spans = min(_MOST_SPANS, _MOST_CELLS // len(self.quotient))
         while not stop():
@@ -179,7 +193,7 @@ class _Proof:
             if not reach.possible:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
                 return _Outcome.PROVED
-            self._bisect(scene, most_ns)
+            self.last = scene, most_ns
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
             if not len(chosen) or spans.size + len(chosen) > most_spans:
@@ -229,36 +243,37 @@ class _Proof:
 
     def _concrete(self, spans: Spans, chain: list[tuple[int, int]]) -> bool:
         """Try to make a plan of a chain; whether it is better than the best known."""
-        ends = [end for _, end in chain]
+        ends, kinds = [end for _, end in chain], [kind for kind, _ in chain]
         upwards = np.logical_or.accumulate(spans.lower[ends], axis=0)
         downwards = np.logical_and.accumulate(spans.upper[ends][::-1], axis=0)[::-1]
         better = False
         for members in (upwards, downwards):
-            devices = self._devices([kind for kind, _ in chain])
-            labels = [devices[stage] for stage in (~members).sum(axis=0)]
-            value = self._value(labels, devices)
+            stage = (~members).sum(axis=0)
+            value = self._value(stage, kinds)
             if value is not None and value < self.best_ns:
-                self.best_ns, self.labels, better = value, tuple(labels), True
+                free = [list(kind.devices) for kind in self.fleet.kinds]
+                devices = [free[kind].pop(0) for kind in kinds]
+                self.best_ns, self.labels, better = value, tuple(devices[s] for s in stage.tolist()), True
         return better
 
-    def _devices(self, kinds: list[int]) -> list[int]:
-        """A device of each kind asked for, none twice."""
-        free = [list(kind.devices) for kind in self.fleet.kinds]
-        return [free[kind].pop(0) for kind in kinds]
-
-    def _value(self, labels: list[int], devices: list[int]) -> int | None:
-        """The bottleneck of a plan over devices in this order; None when a block or a stage may not be where it is."""
-        kind_of = {device: k for k, kind in enumerate(self.fleet.kinds) for device in kind.devices}
-        if not all(self.quotient.allowed[kind_of[device], block] for block, device in enumerate(labels)):
+    def _value(self, stage: Ints, kinds: list[int]) -> int | None:
+        """The bottleneck of a plan, given the stage of each block; None when one may not be where it is."""
+        quotient, blocks = self.quotient, np.arange(len(stage))
+        kind = np.array(kinds, dtype=np.int64)[stage]
+        if not quotient.allowed[kind, blocks].all():
             return None
-        found = loads(self.quotient, self.fleet, labels)
-        used = [device for device in devices if device in found]
-        for stage, device in enumerate(used):
-            held = self.flight.held(len(used) - stage)
-            needs = found[device].fixed_bytes + held * found[device].stash_bytes
-            if needs > self.fleet.kinds[kind_of[device]].capacity_bytes:
+        sums = np.zeros((5, len(kinds)), dtype=np.int64)
+        sums[1:3] = self.tolls.wires.moved(stage, len(kinds))
+        for row, values in ((0, quotient.work_ns[kind, blocks]), (3, quotient.fixed_bytes), (4, quotient.stash_bytes)):
+            np.add.at(sums[row], stage, values)
+        worst, used = 0, np.unique(stage).tolist()
+        for place, number in enumerate(used):
+            load = Load(*sums[:, number].tolist())
+            needs = load.fixed_bytes + self.flight.held(len(used) - place) * load.stash_bytes
+            if needs > self.fleet.kinds[kinds[number]].capacity_bytes:
                 return None
-        return bottleneck(self.quotient, self.fleet, labels)
+            worst = max(worst, stage_ns(self.fleet, kinds[number], load))
+        return worst
 
 
 def _slowness(work: Ints, least: Ints) -> int:
