@@ -33,6 +33,7 @@ _MOST_SPANS = 12_000
 _MOST_CELLS = 60_000_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
+_NEAR, _CLOSE = 1_000, 5_000
 
 
 class Certificate(NamedTuple):
@@ -113,6 +114,7 @@ class _Proof:
         self.spent = 0
         self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
         self.last: tuple[Scene, int] | None = None
+        self.asked = 0
         self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
         self.least = self.work.min(axis=0)
         self.slow = tuple(_slowness(row, self.least) for row in self.work)
@@ -133,6 +135,7 @@ class _Proof:
 
         Where the effort or the limits end before a proof, the bound is raised as far as the rest allows.
         """
+        self.asked = effort
         ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
         while self.bound_ns < self.best_ns and self.spent < effort and not stop():
             outcome = self._refine(most_ns, self.spent + share, stop)
@@ -142,7 +145,7 @@ class _Proof:
                 ceiling = min(ceiling, most_ns)
             elif outcome is _Outcome.SPENT and not at_top:
                 share *= 4
-            near = ceiling - self.bound_ns <= ceiling // 1000
+            near = ceiling - self.bound_ns <= ceiling // _NEAR
             if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
                 return
             to_top = near or (outcome is _Outcome.SPENT and not at_top)
@@ -199,10 +202,15 @@ class _Proof:
             if not len(chosen) or spans.size + len(chosen) > most_spans:
                 return _Outcome.FULL
             spans = split(spans, chosen, self.closure, self.weight)
-            if self.spent > budget:
+            if self.spent > budget or self._is_near(scene, most_ns):
                 self.open = [*[known for known in self.open if known[0] > most_ns][:1], (most_ns, spans)]
                 break
         return _Outcome.SPENT
+
+    def _is_near(self, scene: Scene, most_ns: int) -> bool:
+        """Whether what was asked for is spent, and the bound is within one part in 5,000."""
+        close_ns = most_ns - most_ns // _CLOSE
+        return self.spent > self.asked and not Reach(scene, close_ns).possible
 
     def _resumed(self, most_ns: int) -> Spans:
         """Where an attempt at this bottleneck, or one a little above, stopped; else all downsets in one span.
