@@ -70,6 +70,7 @@ def _searched(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], b
         flight=flight,
         effort=effort * max(_LEAST_STAGES, _STAGES * _USUAL // max(_USUAL, len(quotient))),
         stop=lambda: not may_go_on(),
+        merged=True,
     )
     if found.labels is not None:
         pool.offer(blocks.labels(found.labels), "stages, nested cuts")

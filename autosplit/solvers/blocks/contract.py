@@ -181,11 +181,11 @@ def _summed(
 
     def total(values: Ints) -> Ints:
         sums = np.zeros((*values.shape[:-1], count), dtype=np.int64)
-        np.add.at(sums, (..., into), values)
+        np.add.at(sums.T, into, values.T)
         return sums
 
     allowed = np.ones((len(quotient.allowed), count), dtype=np.bool_)
-    np.logical_and.at(allowed, (slice(None), into), quotient.allowed)
+    np.logical_and.at(allowed.T, into, quotient.allowed.T)
     members: list[list[int]] = [[] for _ in before]
     for block, group in enumerate(groups):
         members[group] += quotient.members[block]

@@ -65,6 +65,7 @@ def certify(
     flight: Flight = ONE_AT_A_TIME,
     effort: int = 8_000_000,
     stop: Callable[[], bool] = lambda: False,
+    merged: bool = False,
 ) -> Certificate:
     """A lower bound of the bottleneck over all contiguous plans, and a better plan when one turns up.
 
@@ -76,6 +77,7 @@ def certify(
         effort: about what to spend; see ``Certificate``. A million is a few seconds.
         stop: asked before each round; when true, what is proved so far is returned. A ceiling only: with it the result
             depends on the clock.
+        merged: whether ``contracted`` was called already.
 
     Returns:
         The certificate. Its bound holds for every choice of used devices and their order. When it is below the best
@@ -89,9 +91,9 @@ def certify(
     >>> certify(quotient, Fleet((Kind((0, 1, 2)),)), 22)[:3]
     (10, 10, (0, 2, 1))
     """
-    smaller, groups = contracted(quotient, fleet, flight)
+    smaller, groups = (quotient, None) if merged else contracted(quotient, fleet, flight)
     found = _Proof(smaller, fleet, best_ns, flight).run(effort, stop)
-    if found.labels is None:
+    if found.labels is None or groups is None:
         return found
     return found._replace(labels=tuple(found.labels[group] for group in groups))
 
@@ -169,7 +171,6 @@ class _Proof:
 
     def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
-        self.last = None
         outcome = self._cut(most_ns, budget, stop)
         if outcome is not _Outcome.PROVED and self.last is not None:
             self._bisect(*self.last)
@@ -177,14 +178,15 @@ class _Proof:
 
     def _cut(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """The same without the bound that the last spans prove in any case."""
+        self.last = None
         spans = self._resumed(most_ns)
         most_spans = min(_MOST_SPANS, _MOST_CELLS // len(self.quotient))
         while not stop():
             cuts = self.tolls.cuts.count
-            spans = self._ordered(spans)
+            spans, low, high = self._ordered(spans)
             if spans.size * _LARGE > len(self.quotient):  # the first cuts are large, and often not needed
                 spans = self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
-            scene = self._scene(spans, most_ns)
+            scene = self._scene(spans, low, high, most_ns)
             if scene is None:
                 return _Outcome.FULL
             self.spent += scene.pairs.size + _CUT * (self.tolls.cuts.count - cuts)
@@ -220,22 +222,23 @@ class _Proof:
         found = [rest for limit, rest in self.open if most_ns <= limit <= most_ns + most_ns // 50]
         return found[-1] if found else all_downsets(len(self.quotient), len(self.fleet.states))
 
-    def _ordered(self, spans: Spans) -> Spans:
-        """By work, the empty downset first and all blocks last."""
+    def _ordered(self, spans: Spans) -> tuple[Spans, Ints, Ints]:
+        """By work, the empty downset first and all blocks last; and the work of the lower and the upper downsets."""
         # No stage is empty: between the ends no boundary holds nothing or all.
         between = np.flatnonzero(spans.upper.any(axis=1) & ~spans.lower.all(axis=1))
-        size = spans.lower[between].sum(axis=1) + spans.upper[between].sum(axis=1)
-        work = spans.lower[between] @ self.least + spans.upper[between] @ self.least
+        low, high = spans.lower @ self.least, spans.upper @ self.least
+        size = np.count_nonzero(spans.lower, axis=1) + np.count_nonzero(spans.upper, axis=1)
         ends = [0], [int(spans.alive[0].argmax())]
-        return spans.take(np.concatenate([ends[0], between[np.lexsort((size, work))], ends[1]]))
+        by_work = between[np.lexsort((size[between], low[between] + high[between]))]
+        order = np.concatenate([ends[0], by_work, ends[1]])
+        return spans.take(order), low[order], high[order]
 
-    def _scene(self, spans: Spans, most_ns: int) -> Scene | None:
+    def _scene(self, spans: Spans, low: Ints, high: Ints, most_ns: int) -> Scene | None:
         """The stages between spans; None when they are too many."""
         reach_ns = most_ns * RATE / min(self.slow)
         pairs = self.tolls.pairs(spans, most_ns, reach_ns, _MOST_PAIRS)
         if pairs is None:
             return None
-        low, high = spans.lower @ self.least, spans.upper @ self.least
         return Scene(pairs, low, high, spans.alive, self.fleet, self.slow, self.flight)
 
     def _bisect(self, scene: Scene, most_ns: int) -> None:
