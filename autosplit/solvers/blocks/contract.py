@@ -143,16 +143,16 @@ class _Contraction:
             if len(ends) == 1:
                 self._touching[taker].discard(number)
 
+    def _last_taker(self, block: int) -> int:
+        while self._taker[block] != block:
+            block = self._taker[block]
+        return block
+
     def result(self) -> tuple[Quotient, list[int]]:
         """The quotient of what is left, and for each block its number there."""
         taker, left = self._taker, [block for block, other in enumerate(self._taker) if block == other]
         number = {block: i for i, block in enumerate(left)}
-        groups = []
-        for block in range(len(taker)):
-            while taker[block] != block:
-                taker[block] = block = taker[taker[block]]
-            groups.append(block)
-        groups = [number[block] for block in groups]
+        groups = [number[self._last_taker(block)] for block in range(len(taker))]
         if len(left) == len(taker):
             return self._quotient, groups
         wires = [
