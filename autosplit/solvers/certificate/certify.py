@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autosplit.solvers.blocks.alike import in_order
 from autosplit.solvers.blocks.contract import contracted
 from autosplit.solvers.blocks.fleet import Fleet
 from autosplit.solvers.blocks.quotient import Ints, Load, Quotient, stage_ns
@@ -92,7 +93,7 @@ def certify(
     (10, 10, (0, 2, 1))
     """
     smaller, groups = (quotient, None) if merged else contracted(quotient, fleet, flight)
-    found = _Proof(smaller, fleet, best_ns, flight).run(effort, stop)
+    found = _Proof(in_order(smaller), fleet, best_ns, flight).run(effort, stop)
     if found.labels is None or groups is None:
         return found
     return found._replace(labels=tuple(found.labels[group] for group in groups))
