@@ -23,6 +23,8 @@ from autosplit.solvers.blocks.quotient import Ints, Load, Quotient, stage_ns
 from autosplit.solvers.certificate.reach import RATE, Reach, Scene
 from autosplit.solvers.certificate.spans import Closure, Floats, Spans, all_downsets, split
 from autosplit.solvers.certificate.tolls import Tolls
+from autosplit.solvers.stages.dynamic import best_line
+from autosplit.solvers.stages.family import Downsets
 from autosplit.solvers.stages.line import ONE_AT_A_TIME, Flight
 
 _MOST_BLOCKS = 20_000
@@ -30,6 +32,7 @@ _LARGE = 20
 _MOST_CUTS = 800
 _FIRST = 400_000
 _CUT = 300
+_MOST_ENDS, _END = 1_500, 100
 _MOST_SPANS = 40_000
 _ALIKE = 1_024
 _MOST_CELLS = 60_000_000
@@ -45,7 +48,8 @@ class Certificate(NamedTuple):
         bound_ns: no contiguous plan has a smaller one.
         best_ns: of the best plan known: the given one, or a better one that was found.
         labels: for each block the position of its device in the better plan; None when none was found.
-        effort: what was spent: the number of stages between spans that were looked at, and 300 for each cut.
+        effort: what was spent: the number of stages between spans that were looked at, 300 for each cut, and
+            100 for each downset among which better plans were looked for.
     """
 
     bound_ns: int
@@ -118,6 +122,7 @@ class _Proof:
         self.spent = 0
         self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
         self.last: tuple[Scene, int] | None = None
+        self.ends: Spans | None = None  # the latest that are few enough to try all plans between them
         self.asked = 0
         self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
         self.least = self.work.min(axis=0)
@@ -176,7 +181,19 @@ class _Proof:
         outcome = self._cut(most_ns, budget, stop)
         if outcome is not _Outcome.PROVED and self.last is not None:
             self._bisect(*self.last)
+            if self.asked >= _FIRST:
+                self._from_ends()
         return outcome
+
+    def _from_ends(self) -> None:
+        """Look for the best plan whose boundaries are ends of spans: those that were not shown to be on no plan."""
+        if self.ends is None:
+            return
+        family = Downsets(self.quotient, np.concatenate([self.ends.lower, self.ends.upper]))
+        self.spent, self.ends = self.spent + _END * len(family), None
+        line = best_line(family, self.fleet, self.flight, self.best_ns - 1)
+        if line is not None:
+            self.best_ns, self.labels = line.value, tuple(line.labels(self.quotient, self.fleet))
 
     def _cut(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """The same without the bound that the last spans prove in any case."""
@@ -201,6 +218,8 @@ class _Proof:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
                 return _Outcome.PROVED
             self.last = scene, most_ns
+            if spans.size <= _MOST_ENDS:
+                self.ends = spans
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
             if not len(chosen) or spans.size + len(chosen) > most_spans:
@@ -227,7 +246,7 @@ class _Proof:
     def _ordered(self, spans: Spans) -> tuple[Spans, Ints, Ints]:
         """The empty downset first, all blocks last; near each other what is alike; and the lower and upper works.
 
-        By work roughly, and of about the same work by which blocks do it: ``Tolls`` looks at rows of neighbours at once.
+        By work roughly, then by which blocks do it: ``Tolls`` looks at rows of neighbours at once.
         """
         # No stage is empty: between the ends no boundary holds nothing or all.
         between = np.flatnonzero(spans.upper.any(axis=1) & ~spans.lower.all(axis=1))
