@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="graphs whose names start so")
     parser.add_argument("--devices", nargs="*", type=int, default=[2, 4, 8, 16, 32, 64])
-    parser.add_argument("--effort", type=int, default=8_000_000, help="of the certificate")
+    parser.add_argument("--effort", type=int, default=12_000_000, help="of the certificate")
     options = parser.parse_args()
     print(f"{'graph':32} nodes dev    plan ms   bound ms   ratio  proved  plan s  cert s")
     chosen = [c for c in cases(options.devices) if not options.only or c.graph.startswith(tuple(options.only))]

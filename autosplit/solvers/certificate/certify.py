@@ -38,7 +38,7 @@ _ALIKE = 1_024
 _MOST_CELLS = 60_000_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
-_NEAR, _CLOSE = 1_000, 5_000
+_NEAR, _CLOSE, _FINE = 20, 5_000, 2**14
 
 
 class Certificate(NamedTuple):
@@ -152,9 +152,9 @@ class _Proof:
             ceiling = min(ceiling, self.best_ns)
             if outcome is _Outcome.FULL:
                 ceiling = min(ceiling, most_ns)
-            elif outcome is _Outcome.SPENT and not at_top:
+            elif outcome is _Outcome.SPENT:
                 share *= 4
-            near = ceiling - self.bound_ns <= ceiling // _NEAR
+            near = ceiling - self.bound_ns <= ceiling // _NEAR  # then the rest is for the proof
             if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
                 return
             to_top = near or (outcome is _Outcome.SPENT and not at_top)
@@ -267,9 +267,9 @@ class _Proof:
         return Scene(pairs, low, high, spans.alive, self.fleet, self.slow, self.flight)
 
     def _bisect(self, scene: Scene, most_ns: int) -> None:
-        """Raise the bound to the least bottleneck for which there is a chain of these spans."""
+        """Raise the bound to the least bottleneck for which there is a chain of these spans, or a little below it."""
         low, high = self.bound_ns, most_ns
-        while low < high:
+        while high - low > low // _FINE:
             middle = (low + high) // 2
             if Reach(scene, middle).possible:
                 high = middle
