@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from autosplit.errors import CapacityError
 from autosplit.estimate.makespan import queues
@@ -138,8 +139,17 @@ class Need(NamedTuple):
     alone: int
 
 
+_NEEDS: WeakKeyDictionary[Problem, list[Need]] = WeakKeyDictionary()  # several searches ask
+
+
 def bundle_needs(problem: Problem) -> list[Need]:
-    """A lower bound of what each bundle takes. O(reads)."""
+    """A lower bound of what each bundle takes. O(reads), once for each problem."""
+    if problem not in _NEEDS:
+        _NEEDS[problem] = _needs(problem)
+    return _NEEDS[problem]
+
+
+def _needs(problem: Problem) -> list[Need]:
     judge = problem.judge
     bundle_of = {i: b for b, bundle in enumerate(problem.bundles) for i in bundle}
     base = [sum(judge.fixed[i] + judge.stash[i] for i in bundle) for bundle in problem.bundles]

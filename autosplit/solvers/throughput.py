@@ -8,6 +8,7 @@ from autosplit.solvers.anywhere.anneal import Budget, anneal
 from autosplit.solvers.anywhere.settle import settle
 from autosplit.solvers.anywhere.shares import share_bound
 from autosplit.solvers.blocks.compiled import Blocks, blocks_of
+from autosplit.solvers.blocks.contract import contracted
 from autosplit.solvers.certificate.certify import certify
 from autosplit.solvers.orders.layout import loose_groups
 from autosplit.solvers.problem import NOTHING_FITS, Pool
@@ -45,9 +46,17 @@ def contiguous_stages(pool: Pool, effort: int, may_go_on: Callable[[], bool]) ->
 
 def _stages(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], bool]) -> int:
     """The same for one way to order the blocks."""
+    fewer, _ = contracted(blocks.quotient, blocks.fleet, blocks.flight)
+    bound = _searched(pool, blocks._replace(quotient=fewer), effort, may_go_on)
+    if not pool.reaches(bound):  # nothing contiguous is below it, so no plain split
+        for name, labels in plain_splits(blocks):
+            pool.offer(blocks.labels(labels), name)
+    return bound
+
+
+def _searched(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], bool]) -> int:
+    """Offer the best contiguous stages; returns a value that none is below."""
     quotient, fleet, flight = blocks.quotient, blocks.fleet, blocks.flight
-    for name, labels in plain_splits(blocks):
-        pool.offer(blocks.labels(labels), name)
     line = by_orders(quotient, fleet, flight)
     if line is None:
         line, proved = by_all_downsets(quotient, fleet, flight, NEVER)
@@ -61,6 +70,7 @@ def _stages(pool: Pool, blocks: Blocks, effort: int, may_go_on: Callable[[], boo
         flight=flight,
         effort=effort * max(_LEAST_STAGES, _STAGES * _USUAL // max(_USUAL, len(quotient))),
         stop=lambda: not may_go_on(),
+        merged=True,
     )
     if found.labels is not None:
         pool.offer(blocks.labels(found.labels), "stages, nested cuts")

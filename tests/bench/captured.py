@@ -160,6 +160,7 @@ CASES = (
     Case("llama-7b", "4xA100-40GB", "infer", lambda: _llama(32, 4096, 11008, 32, 32)),
     Case("llama-7b", "8xA100-40GB", "train", lambda: _llama_training(32, 4096, 11008, 32, 32)),
     Case("llama-70b", "8xA100-80GB", "infer", lambda: _llama(80, 8192, 28672, 64, 8)),
+    Case("llama-70b", "8xMI300X", "train", lambda: _llama_training(80, 8192, 28672, 64, 8)),
     Case("mixtral-8x7b", "8xA100-40GB", "infer", _mixtral),
     Case("unet-sd", "4xA100-40GB", "infer", _unet),
     Case("vit-l", "4xA100-40GB", "train", _vit),

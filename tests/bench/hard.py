@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hard_cases import GRAPHS, fleet
 
+from autosplit.solvers.blocks.contract import contracted
 from autosplit.solvers.certificate.certify import certify
 from autosplit.solvers.stages.contiguous import by_neighbours, by_orders
 from autosplit.solvers.stages.line import Flight
 
-_FEW = 300
+_FEW = 1_200
 _VARIED = ("gpt-24", "llama-70b", "unet-4x2", "inception-60", "irregular-40")
 
 
@@ -55,15 +56,16 @@ def measure(case: Case, effort: int) -> Result | None:
     quotient = GRAPHS[case.graph]().quotient(1 + case.unequal)
     devices = fleet(quotient, case.devices, unequal=case.unequal, tight=case.tight)
     start = time.thread_time()
-    line = by_orders(quotient, devices, Flight())
-    if line is not None and len(quotient) <= _FEW:
-        line = by_neighbours(quotient, devices, Flight(), line, lambda: True)
+    fewer, _ = contracted(quotient, devices, Flight())
+    line = by_orders(fewer, devices, Flight())
+    if line is not None and len(fewer) <= _FEW:
+        line = by_neighbours(fewer, devices, Flight(), line, lambda: True)
     planned = time.thread_time()
     name = f"{case.graph}{' unequal' * case.unequal}{' tight' * case.tight}"
     if line is None:
         print(f"{name:32} {len(quotient):5} {case.devices:3}  no plan found", flush=True)
         return None
-    found = certify(quotient, devices, line.value, effort=effort)
+    found = certify(fewer, devices, line.value, effort=effort, merged=True)
     print(
         f"{name:32} {len(quotient):5} {case.devices:3} {found.best_ns / 1e6:10.3f} {found.bound_ns / 1e6:10.3f}"
         f" {found.bound_ns / found.best_ns:7.4f}  {'proved' if found.proved else '-':6}"
@@ -89,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="graphs whose names start so")
     parser.add_argument("--devices", nargs="*", type=int, default=[2, 4, 8, 16, 32, 64])
-    parser.add_argument("--effort", type=int, default=8_000_000, help="of the certificate")
+    parser.add_argument("--effort", type=int, default=12_000_000, help="of the certificate")
     options = parser.parse_args()
     print(f"{'graph':32} nodes dev    plan ms   bound ms   ratio  proved  plan s  cert s")
     chosen = [c for c in cases(options.devices) if not options.only or c.graph.startswith(tuple(options.only))]

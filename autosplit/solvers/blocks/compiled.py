@@ -122,12 +122,24 @@ def _acyclic(
 ) -> tuple[list[tuple[int, ...]], list[set[int]]]:
     """Blocks in a topological order, bundles on a cycle merged, and what comes before each."""
     bundle_of = {node: b for b, bundle in enumerate(bundles) for node in bundle}
+    edges = {(bundle_of[a], bundle_of[b]) for a, b in problem.forward_edges}
+    edges = {(a, b) for a, b in edges if a != b and bundles[b] not in loose}
+    hints = _backward_edges(problem, bundles, bundle_of)
+    if not hints and all(a < b for a, b in edges):
+        before: list[set[int]] = [set() for _ in bundles]
+        for a, b in edges:
+            before[b].add(a)
+        return [tuple(sorted(bundle)) for bundle in bundles], before
+    return _condensed(bundles, sorted(edges), hints)
+
+
+def _condensed(
+    bundles: list[tuple[int, ...]], edges: list[tuple[int, int]], hints: list[tuple[int, int]]
+) -> tuple[list[tuple[int, ...]], list[set[int]]]:
+    """The same where bundles are on cycles, or not in order."""
     follows: nx.DiGraph[int] = nx.DiGraph()
     follows.add_nodes_from(range(len(bundles)))
-    for a, b in problem.forward_edges:
-        before, after = bundle_of[a], bundle_of[b]
-        if before != after and bundles[after] not in loose:
-            follows.add_edge(before, after)
+    follows.add_edges_from(edges)
     parts = [sorted(part) for part in nx.strongly_connected_components(follows)]
     part_of = {b: p for p, part in enumerate(parts) for b in part}
     merged: nx.DiGraph[int] = nx.DiGraph()
@@ -135,8 +147,7 @@ def _acyclic(
     merged.add_edges_from((part_of[a], part_of[b]) for a, b in follows.edges if part_of[a] != part_of[b])
     first = [min(bundles[b][0] for b in part) for part in parts]
     numbered = merged.copy()  # gradients the other way round bind nobody, but tell where a backward node belongs
-    for a, b in _backward_edges(problem, bundles, bundle_of):
-        numbered.add_edge(part_of[bundle_of[a]], part_of[bundle_of[b]])
+    numbered.add_edges_from((part_of[a], part_of[b]) for a, b in hints)
     numbered.remove_edges_from(list(nx.selfloop_edges(numbered)))
     if not nx.is_directed_acyclic_graph(numbered):
         numbered = merged
@@ -157,9 +168,8 @@ def _backward_edges(
     if not any(orphan):
         return []
     edges = {(item.producer, reader) for item in problem.judge.items for reader in item.readers}
-    return sorted(
-        (b, a) for a, b in edges if backward[a] and backward[b] and (orphan[bundle_of[a]] or orphan[bundle_of[b]])
-    )
+    between = {(bundle_of[b], bundle_of[a]) for a, b in edges if backward[a] and backward[b]}
+    return sorted((b, a) for b, a in between if orphan[a] or orphan[b])
 
 
 def _wires(problem: Problem, block_of: dict[int, int]) -> tuple[tuple[Wire, ...], bool]:

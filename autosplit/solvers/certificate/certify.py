@@ -16,11 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autosplit.solvers.blocks.alike import in_order
+from autosplit.solvers.blocks.contract import contracted
 from autosplit.solvers.blocks.fleet import Fleet
-from autosplit.solvers.blocks.quotient import Ints, Quotient, bottleneck, loads
+from autosplit.solvers.blocks.quotient import Ints, Load, Quotient, stage_ns
 from autosplit.solvers.certificate.reach import RATE, Reach, Scene
 from autosplit.solvers.certificate.spans import Closure, Floats, Spans, all_downsets, split
 from autosplit.solvers.certificate.tolls import Tolls
+from autosplit.solvers.stages.dynamic import best_line
+from autosplit.solvers.stages.family import Downsets
 from autosplit.solvers.stages.line import ONE_AT_A_TIME, Flight
 
 _MOST_BLOCKS = 20_000
@@ -28,10 +32,13 @@ _LARGE = 20
 _MOST_CUTS = 800
 _FIRST = 400_000
 _CUT = 300
-_MOST_SPANS = 12_000
+_MOST_ENDS, _END = 1_500, 100
+_MOST_SPANS = 40_000
+_ALIKE = 1_024
 _MOST_CELLS = 60_000_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
+_NEAR, _CLOSE, _FINE = 20, 5_000, 2**14
 
 
 class Certificate(NamedTuple):
@@ -41,7 +48,8 @@ class Certificate(NamedTuple):
         bound_ns: no contiguous plan has a smaller one.
         best_ns: of the best plan known: the given one, or a better one that was found.
         labels: for each block the position of its device in the better plan; None when none was found.
-        effort: what was spent: the number of stages between spans that were looked at, and 300 for each cut.
+        effort: what was spent: the number of stages between spans that were looked at, 300 for each cut, and
+            100 for each downset among which better plans were looked for.
     """
 
     bound_ns: int
@@ -63,6 +71,7 @@ def certify(
     flight: Flight = ONE_AT_A_TIME,
     effort: int = 8_000_000,
     stop: Callable[[], bool] = lambda: False,
+    merged: bool = False,
 ) -> Certificate:
     """A lower bound of the bottleneck over all contiguous plans, and a better plan when one turns up.
 
@@ -74,6 +83,7 @@ def certify(
         effort: about what to spend; see ``Certificate``. A million is a few seconds.
         stop: asked before each round; when true, what is proved so far is returned. A ceiling only: with it the result
             depends on the clock.
+        merged: whether ``contracted`` was called already.
 
     Returns:
         The certificate. Its bound holds for every choice of used devices and their order. When it is below the best
@@ -87,7 +97,11 @@ def certify(
     >>> certify(quotient, Fleet((Kind((0, 1, 2)),)), 22)[:3]
     (10, 10, (0, 2, 1))
     """
-    return _Proof(quotient, fleet, best_ns, flight).run(effort, stop)
+    smaller, groups = (quotient, None) if merged else contracted(quotient, fleet, flight)
+    found = _Proof(in_order(smaller), fleet, best_ns, flight).run(effort, stop)
+    if found.labels is None or groups is None:
+        return found
+    return found._replace(labels=tuple(found.labels[group] for group in groups))
 
 
 class _Outcome(Enum):
@@ -107,6 +121,9 @@ class _Proof:
         self.labels: tuple[int, ...] | None = None
         self.spent = 0
         self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
+        self.last: tuple[Scene, int] | None = None
+        self.ends: Spans | None = None  # the latest that are few enough to try all plans between them
+        self.asked = 0
         self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
         self.least = self.work.min(axis=0)
         self.slow = tuple(_slowness(row, self.least) for row in self.work)
@@ -127,6 +144,7 @@ class _Proof:
 
         Where the effort or the limits end before a proof, the bound is raised as far as the rest allows.
         """
+        self.asked = effort
         ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
         while self.bound_ns < self.best_ns and self.spent < effort and not stop():
             outcome = self._refine(most_ns, self.spent + share, stop)
@@ -134,9 +152,9 @@ class _Proof:
             ceiling = min(ceiling, self.best_ns)
             if outcome is _Outcome.FULL:
                 ceiling = min(ceiling, most_ns)
-            elif outcome is _Outcome.SPENT and not at_top:
+            elif outcome is _Outcome.SPENT:
                 share *= 4
-            near = ceiling - self.bound_ns <= ceiling // 1000
+            near = ceiling - self.bound_ns <= ceiling // _NEAR  # then the rest is for the proof
             if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
                 return
             to_top = near or (outcome is _Outcome.SPENT and not at_top)
@@ -160,14 +178,34 @@ class _Proof:
 
     def _refine(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
         """Cut spans until it is proved that no plan of at most ``most_ns`` exists, or the budget is spent."""
+        outcome = self._cut(most_ns, budget, stop)
+        if outcome is not _Outcome.PROVED and self.last is not None:
+            self._bisect(*self.last)
+            if self.asked >= _FIRST:
+                self._from_ends()
+        return outcome
+
+    def _from_ends(self) -> None:
+        """Look for the best plan whose boundaries are ends of spans: those that were not shown to be on no plan."""
+        if self.ends is None:
+            return
+        family = Downsets(self.quotient, np.concatenate([self.ends.lower, self.ends.upper]))
+        self.spent, self.ends = self.spent + _END * len(family), None
+        line = best_line(family, self.fleet, self.flight, self.best_ns - 1)
+        if line is not None:
+            self.best_ns, self.labels = line.value, tuple(line.labels(self.quotient, self.fleet))
+
+    def _cut(self, most_ns: int, budget: int, stop: Callable[[], bool]) -> _Outcome:
+        """The same without the bound that the last spans prove in any case."""
+        self.last = None
         spans = self._resumed(most_ns)
         most_spans = min(_MOST_SPANS, _MOST_CELLS // len(self.quotient))
         while not stop():
             cuts = self.tolls.cuts.count
-            spans = self._ordered(spans)
+            spans, low, high = self._ordered(spans)
             if spans.size * _LARGE > len(self.quotient):  # the first cuts are large, and often not needed
                 spans = self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
-            scene = self._scene(spans, most_ns)
+            scene = self._scene(spans, low, high, most_ns)
             if scene is None:
                 return _Outcome.FULL
             self.spent += scene.pairs.size + _CUT * (self.tolls.cuts.count - cuts)
@@ -179,16 +217,23 @@ class _Proof:
             if not reach.possible:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
                 return _Outcome.PROVED
-            self._bisect(scene, most_ns)
+            self.last = scene, most_ns
+            if spans.size <= _MOST_ENDS:
+                self.ends = spans
             spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
             chosen = np.flatnonzero(~spans.single)
             if not len(chosen) or spans.size + len(chosen) > most_spans:
                 return _Outcome.FULL
             spans = split(spans, chosen, self.closure, self.weight)
-            if self.spent > budget:
+            if self.spent > budget or self._is_near(scene, most_ns):
                 self.open = [*[known for known in self.open if known[0] > most_ns][:1], (most_ns, spans)]
                 break
         return _Outcome.SPENT
+
+    def _is_near(self, scene: Scene, most_ns: int) -> bool:
+        """Whether what was asked for is spent, and the bound is within one part in 5,000."""
+        close_ns = most_ns - most_ns // _CLOSE
+        return self.spent > self.asked and not Reach(scene, close_ns).possible
 
     def _resumed(self, most_ns: int) -> Spans:
         """Where an attempt at this bottleneck, or one a little above, stopped; else all downsets in one span.
@@ -198,28 +243,33 @@ class _Proof:
         found = [rest for limit, rest in self.open if most_ns <= limit <= most_ns + most_ns // 50]
         return found[-1] if found else all_downsets(len(self.quotient), len(self.fleet.states))
 
-    def _ordered(self, spans: Spans) -> Spans:
-        """By work, the empty downset first and all blocks last."""
+    def _ordered(self, spans: Spans) -> tuple[Spans, Ints, Ints]:
+        """The empty downset first, all blocks last; near each other what is alike; and the lower and upper works.
+
+        By work roughly, then by which blocks do it: ``Tolls`` looks at rows of neighbours at once.
+        """
         # No stage is empty: between the ends no boundary holds nothing or all.
         between = np.flatnonzero(spans.upper.any(axis=1) & ~spans.lower.all(axis=1))
-        size = spans.lower[between].sum(axis=1) + spans.upper[between].sum(axis=1)
-        work = spans.lower[between] @ self.least + spans.upper[between] @ self.least
+        low, high = spans.lower @ self.least, spans.upper @ self.least
         ends = [0], [int(spans.alive[0].argmax())]
-        return spans.take(np.concatenate([ends[0], between[np.lexsort((size, work))], ends[1]]))
+        by_work = between[np.argsort(low[between] + high[between], kind="stable")]
+        place = spans.lower[by_work] @ np.arange(len(self.least), dtype=np.float64)
+        alike = np.lexsort((place, np.arange(len(place)) // _ALIKE))
+        order = np.concatenate([ends[0], by_work[alike], ends[1]])
+        return spans.take(order), low[order], high[order]
 
-    def _scene(self, spans: Spans, most_ns: int) -> Scene | None:
+    def _scene(self, spans: Spans, low: Ints, high: Ints, most_ns: int) -> Scene | None:
         """The stages between spans; None when they are too many."""
         reach_ns = most_ns * RATE / min(self.slow)
         pairs = self.tolls.pairs(spans, most_ns, reach_ns, _MOST_PAIRS)
         if pairs is None:
             return None
-        low, high = spans.lower @ self.least, spans.upper @ self.least
         return Scene(pairs, low, high, spans.alive, self.fleet, self.slow, self.flight)
 
     def _bisect(self, scene: Scene, most_ns: int) -> None:
-        """Raise the bound to the least bottleneck for which there is a chain of these spans."""
+        """Raise the bound to the least bottleneck for which there is a chain of these spans, or a little below it."""
         low, high = self.bound_ns, most_ns
-        while low < high:
+        while high - low > low // _FINE:
             middle = (low + high) // 2
             if Reach(scene, middle).possible:
                 high = middle
@@ -229,36 +279,37 @@ class _Proof:
 
     def _concrete(self, spans: Spans, chain: list[tuple[int, int]]) -> bool:
         """Try to make a plan of a chain; whether it is better than the best known."""
-        ends = [end for _, end in chain]
+        ends, kinds = [end for _, end in chain], [kind for kind, _ in chain]
         upwards = np.logical_or.accumulate(spans.lower[ends], axis=0)
         downwards = np.logical_and.accumulate(spans.upper[ends][::-1], axis=0)[::-1]
         better = False
         for members in (upwards, downwards):
-            devices = self._devices([kind for kind, _ in chain])
-            labels = [devices[stage] for stage in (~members).sum(axis=0)]
-            value = self._value(labels, devices)
+            stage = (~members).sum(axis=0)
+            value = self._value(stage, kinds)
             if value is not None and value < self.best_ns:
-                self.best_ns, self.labels, better = value, tuple(labels), True
+                free = [list(kind.devices) for kind in self.fleet.kinds]
+                devices = [free[kind].pop(0) for kind in kinds]
+                self.best_ns, self.labels, better = value, tuple(devices[s] for s in stage.tolist()), True
         return better
 
-    def _devices(self, kinds: list[int]) -> list[int]:
-        """A device of each kind asked for, none twice."""
-        free = [list(kind.devices) for kind in self.fleet.kinds]
-        return [free[kind].pop(0) for kind in kinds]
-
-    def _value(self, labels: list[int], devices: list[int]) -> int | None:
-        """The bottleneck of a plan over devices in this order; None when a block or a stage may not be where it is."""
-        kind_of = {device: k for k, kind in enumerate(self.fleet.kinds) for device in kind.devices}
-        if not all(self.quotient.allowed[kind_of[device], block] for block, device in enumerate(labels)):
+    def _value(self, stage: Ints, kinds: list[int]) -> int | None:
+        """The bottleneck of a plan, given the stage of each block; None when one may not be where it is."""
+        quotient, blocks = self.quotient, np.arange(len(stage))
+        kind = np.array(kinds, dtype=np.int64)[stage]
+        if not quotient.allowed[kind, blocks].all():
             return None
-        found = loads(self.quotient, self.fleet, labels)
-        used = [device for device in devices if device in found]
-        for stage, device in enumerate(used):
-            held = self.flight.held(len(used) - stage)
-            needs = found[device].fixed_bytes + held * found[device].stash_bytes
-            if needs > self.fleet.kinds[kind_of[device]].capacity_bytes:
+        sums = np.zeros((5, len(kinds)), dtype=np.int64)
+        sums[1:3] = self.tolls.wires.moved(stage, len(kinds))
+        for row, values in ((0, quotient.work_ns[kind, blocks]), (3, quotient.fixed_bytes), (4, quotient.stash_bytes)):
+            np.add.at(sums[row], stage, values)
+        worst, used = 0, np.unique(stage).tolist()
+        for place, number in enumerate(used):
+            load = Load(*sums[:, number].tolist())
+            needs = load.fixed_bytes + self.flight.held(len(used) - place) * load.stash_bytes
+            if needs > self.fleet.kinds[kinds[number]].capacity_bytes:
                 return None
-        return bottleneck(self.quotient, self.fleet, labels)
+            worst = max(worst, stage_ns(self.fleet, kinds[number], load))
+        return worst
 
 
 def _slowness(work: Ints, least: Ints) -> int:

@@ -23,7 +23,6 @@ from autosplit.solvers.certificate.spans import Closure, Floats, Spans
 from autosplit.solvers.certificate.wires import Wires
 
 _REACH = 0.3
-_CHUNK = 1024
 
 
 class Part(NamedTuple):
@@ -108,11 +107,9 @@ class Cuts:
         self._backward = {
             int(n) for n in wires.numbers if int(n) not in self._forward and _is_gradient(quotient, closure, n)
         }
-        blocks = np.arange(len(quotient))
-        parts = [blocks[at : at + _CHUNK] for at in range(0, len(blocks), _CHUNK)]
         work = least_ns.astype(np.float64)
-        self._earliest = np.concatenate([closure.before(part) @ work for part in parts]) - work
-        self._latest = work.sum() - np.concatenate([closure.after(part) @ work for part in parts])
+        earliest, latest = closure.sums(work)
+        self._earliest, self._latest = earliest - work, work.sum() - latest
         self._known: dict[object, tuple[int, int]] = {}
         self._found: list[tuple[list[Part], list[Part]]] = [([], [])]
 

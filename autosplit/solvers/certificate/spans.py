@@ -73,9 +73,15 @@ class Closure:
         self._quotient = quotient
         self._count = len(quotient)
 
+    def _alone(self) -> npt.NDArray[np.uint8]:
+        """Each block with itself only."""
+        bits, blocks = np.zeros((self._count, -(-self._count // 8)), dtype=np.uint8), np.arange(self._count)
+        bits[blocks, blocks // 8] = 128 >> blocks % 8
+        return bits
+
     @cached_property
     def _before(self) -> npt.NDArray[np.uint8]:
-        bits = np.packbits(np.eye(self._count, dtype=np.bool_), axis=1)
+        bits = self._alone()
         for block, others in enumerate(self._quotient.before):
             for other in others:
                 bits[block] |= bits[other]
@@ -83,11 +89,19 @@ class Closure:
 
     @cached_property
     def _after(self) -> npt.NDArray[np.uint8]:
-        bits = np.packbits(np.eye(self._count, dtype=np.bool_), axis=1)
+        bits = self._alone()
         for block in reversed(range(self._count)):
             for other in self._quotient.before[block]:
                 bits[other] |= bits[block]
         return bits
+
+    def sums(self, values: Floats) -> tuple[Floats, Floats]:
+        """For each block the sum of the values of what it needs, and of what needs it, itself too. O(blocks^2 / 8)."""
+        padded = np.zeros(-(-self._count // 8) * 8)
+        padded[: self._count] = values
+        patterns = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+        of_byte = (padded.reshape(-1, 8) @ patterns.T.astype(np.float64)).ravel()
+        return _looked_up(of_byte, self._before), _looked_up(of_byte, self._after)
 
     def before(self, blocks: Ints) -> Bools:
         """[len(blocks), all blocks], what each needs, itself too."""
@@ -96,6 +110,13 @@ class Closure:
     def after(self, blocks: Ints) -> Bools:
         """[len(blocks), all blocks], what needs each, itself too."""
         return np.unpackbits(self._after[blocks], axis=1, count=self._count).view(np.bool_)
+
+
+def _looked_up(of_byte: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
+    """For each row the sum over its bytes of what the table has for them."""
+    at = np.arange(bits.shape[1]) * 256
+    chunks = range(0, len(bits), 4 * _ROWS)
+    return np.concatenate([np.zeros(0), *(of_byte[bits[row : row + 4 * _ROWS] + at].sum(axis=1) for row in chunks)])
 
 
 def split(spans: Spans, chosen: Ints, closure: Closure, weight: Floats) -> Spans:

@@ -21,6 +21,7 @@ from autosplit.solvers.certificate.wires import Wires
 
 _ROWS = 64
 _CHUNK = 256
+_MANY = 1_000
 
 
 class Pairs(NamedTuple):
@@ -108,7 +109,7 @@ class Tolls:
         """All stages of at most ``most_ns`` between spans whose states fit.
 
         Args:
-            spans: in ascending order of ``least`` work of their lower downsets.
+            spans: any; it is faster where neighbours are alike.
             most_ns: the longest time of a stage.
             reach_ns: the most ``least`` work that a device can do in this time.
             limit: the most pairs.
@@ -127,7 +128,7 @@ class Tolls:
             rows = slice(at, min(at + _ROWS, spans.size))
             near = (low <= high[rows].max() + reach_ns) & (high >= low[rows].min())
             near &= (least_left < most_left[rows].max()) & (most_left >= least_left[rows].min() - 1)
-            ends = np.flatnonzero(near)
+            ends = _reachable(spans, rows, np.flatnonzero(near), self.least, reach_ns)
             if len(ends):
                 found.append(self._block(table, rows, ends, most_ns))
                 limit -= len(found[-1][0])
@@ -272,6 +273,17 @@ def _paid(parts: Parts, numbers: Ints, barred: Bools) -> tuple[Floats, Floats]:
     chosen = parts.of_numbers(numbers)
     free = parts.free(chosen, barred)
     return parts.sums(numbers, free * parts.cut_ns[chosen]), parts.sums(numbers, free * parts.load_ns[chosen])
+
+
+def _reachable(spans: Spans, rows: slice, ends: Ints, least: Floats, reach_ns: float) -> Ints:
+    """The ends that hold what all rows hold, and less work beyond what any of them may hold than a device can do."""
+    if len(ends) < _MANY:
+        return ends
+    every = np.flatnonzero(spans.lower[rows].all(axis=0))
+    ends = ends[spans.upper[np.ix_(ends, every)].all(axis=1)]
+    beyond = np.flatnonzero(~spans.upper[rows].any(axis=0))
+    reachable: Ints = ends[spans.lower[np.ix_(ends, beyond)] @ least[beyond] <= reach_ns]
+    return reachable
 
 
 def _outside(start: Sides, end: Sides) -> Bools:

@@ -48,6 +48,19 @@ class Wires:
         counts: Ints = np.add.reduceat(members[:, self.readers[index]], starts, axis=1, dtype=np.int64)
         return counts
 
+    def moved(self, stage: Ints, stages: int) -> tuple[Ints, Ints]:
+        """What each stage of a plan receives and sends, given the stage of each block."""
+        home, which = stage[self.producer], np.repeat(np.arange(len(self)), self.sizes)
+        read = stage[self.readers]
+        away = np.flatnonzero(read != home[which])
+        cost = self.cost.astype(np.int64)
+        received, sent = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
+        copies = np.unique(which[away] * stages + read[away])
+        np.add.at(received, copies % stages, cost[copies // stages])
+        crossing = np.unique(which[away])
+        np.add.at(sent, home[crossing], cost[crossing])
+        return received, sent
+
     def ranks(self, chosen: Ints) -> tuple[Ints, Ints]:
         """For every read of the chosen wires: which of them, and its rank from 0 among the wire's reads."""
         sizes = self.sizes[chosen]
