@@ -98,6 +98,7 @@ class CapacityError(AutosplitError):
         self.was_looked_into = False
         """Whether ``ways_out`` looked for any."""
         self._found: tuple[WayOut, ...] = ()
+        self._searched_s = -1.0  # the largest budget that it was given
         self.find_ways_out: FindWaysOut | None = None
 
     @property
@@ -117,13 +118,13 @@ class CapacityError(AutosplitError):
 
         Args:
             budget_s: no new plan, nor a new try within one, is begun after so many seconds; the kinds that were left
-                are in ``not_tried``.
+                are in ``not_tried``, and are tried again if a later call gives more time.
 
         Returns:
             The ways found, maybe none; none also where the error is not of ``plan`` or ``partition``.
         """
-        if self.find_ways_out is not None:
-            self.was_looked_into = True
+        if self.find_ways_out is not None and budget_s > self._searched_s:
+            self.was_looked_into, self._searched_s = True, budget_s
             found, self.not_tried = self.find_ways_out(budget_s)
             self._found = tuple(found)
             if not self.not_tried:

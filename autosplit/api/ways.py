@@ -23,9 +23,6 @@ from autosplit.runtime import unsplit_class
 _OPTIMIZERS = {"adafactor": "Adafactor", "sgd": "SGD without momentum"}
 """Those that keep less than Adam, by name."""
 
-_BATCH_SHARE = 0.6
-"""Of the time that is left, for the many plans that the largest batch takes."""
-
 _COST = {"batch": 0, "recompute": 0, "optimizer": 1, "devices": 2}
 """What a kind costs before its time counts: nothing; another course of training; money."""
 
@@ -46,10 +43,13 @@ def find_ways_out(
     Returns:
         The ways, and the kinds that there was no time for.
     """
-    search_for = _Ways(trials, samples, short_bytes, time.monotonic() + budget_s)
+    end_s = time.monotonic() + budget_s
+    search_for = _Ways(trials, samples, short_bytes, end_s)
     found: list[WayOut] = []
     not_tried: list[str] = []
-    for kind, ways in search_for.kinds().items():  # those that need no capture first: they are found soonest
+    kinds = search_for.kinds()
+    for i, (kind, ways) in enumerate(kinds.items()):  # those that need no capture first: they are found soonest
+        search_for.share_time(end_s, len(kinds) - i)
         try:
             found += ways()
         except _OutOfTimeError:
@@ -123,13 +123,12 @@ class _Ways:
 
     def fewer_samples(self) -> Iterator[WayOut]:
         """As many samples at once as fit."""
-        samples, now_s = self.samples or 0, time.monotonic()
-        until_s = now_s + _BATCH_SHARE * (self.until_s - now_s)
+        samples = self.samples or 0
         try:
-            best = largest(self.accumulating(), samples - 1, may_go_on=lambda: time.monotonic() < until_s)
+            best = largest(self.accumulating(), samples - 1, may_go_on=lambda: not self.is_late())
             plan = describe(best.problem, best.candidate)
         except AutosplitError:
-            if time.monotonic() >= until_s:
+            if self.is_late():
                 raise _OutOfTimeError from None
             return
         calls = -(-samples // best.batch)
@@ -147,6 +146,11 @@ class _Ways:
     def posed(self, request: Request) -> Problem:
         """The same capture, for another request."""
         return Problem(self.base.model, request, self.base.captured, self.base.io_device)
+
+    def share_time(self, end_s: float, count: int) -> None:
+        """The next of ``count`` kinds has as much of the time that is left until ``end_s`` as each after it."""
+        now_s = time.monotonic()
+        self.until_s = now_s + max(0.0, end_s - now_s) / count
 
     def is_late(self) -> bool:
         """Whether the time is spent."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from autosplit.capture.around import check_arguments, in_mode, refuse_iterators, snapshot, without_parts
 from autosplit.capture.dynamo import (
@@ -49,6 +50,8 @@ Forward = Callable[..., Any]
 """A module's forward as a function: it takes the module first."""
 
 CAPTURE_LOCK = threading.RLock()  # Dynamo's configuration and caches belong to the process
+_unlike: Any = WeakIdKeyDictionary()
+"""By model the modes in which its layers were seen not to be alike: a plan captures at more than one size."""
 _KEY = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
 
 
@@ -132,11 +135,15 @@ class Frontend:
             CaptureError: the arguments do not match forward's signature, or it cannot be captured as one graph.
         """
         check_arguments(self.model, self._forward, args, kwargs)
-        alike = [] if self.serves else repeated(self.model)
+        unlike = _unlike.setdefault(self.model, set())
+        alike = [] if self.serves or mode in unlike else repeated(self.model)
         if alike:
             with suppress(CaptureError), CAPTURE_LOCK, as_regions(alike):
                 return self._capture(args, kwargs, mode)
-        return self._capture(args, kwargs, mode)
+        program = self._capture(args, kwargs, mode)
+        if alike:
+            unlike.add(mode)
+        return program
 
     def _capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode | None) -> Program:
         flags = nullcontext() if self.is_part or mode is None else in_mode(self.model, mode)

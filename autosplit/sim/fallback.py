@@ -73,7 +73,7 @@ def run(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 class _Call:
     """One kernel call. A class, not closures: a closure that calls itself keeps every tensor alive until gc."""
 
-    __slots__ = ("data", "host", "host_tensor", "index", "kernel", "pairs")
+    __slots__ = ("data", "host", "host_tensor", "index", "kernel", "known", "pairs")
 
     def __init__(self, kernel: Kernel, data: bool) -> None:
         self.kernel = kernel
@@ -82,6 +82,7 @@ class _Call:
         self.host_tensor: torch.device | None = None
         self.index: int | None = None
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.known: dict[int, torch.Tensor] = {}  # the lower one by the id of the higher, which lives as long
 
     def lower(self, value: Any) -> Any:
         """``value`` with each sim tensor in it replaced by a CPU (or meta) tensor over its memory."""
@@ -143,9 +144,8 @@ class _Call:
         return result
 
     def _lower_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        for low, high in self.pairs:
-            if high is tensor:  # kernels ask whether two arguments are one: whether a result may be resized, and more
-                return low
+        if id(tensor) in self.known:  # kernels ask whether two arguments are one: whether a result may be resized, ...
+            return self.known[id(tensor)]
         device = tensor.device
         if device.type == _world.NAME:
             if device.index != self.index:
@@ -154,6 +154,7 @@ class _Call:
                 self.index = device.index
             low = alias(tensor)
             self.pairs.append((low, tensor))
+            self.known[id(tensor)] = low
             return low
         if tensor.dim() == 0:
             return tensor  # a CPU scalar goes with any device

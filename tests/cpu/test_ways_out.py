@@ -239,3 +239,18 @@ def test_a_search_that_fails_leaves_the_misfit_as_it_is(capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "stopped by the user" in said
     assert "Not tried" in said
+
+
+def test_a_search_that_ran_out_of_time_is_not_begun_again_without_more(model):
+    error = misfit(model, DEVICES, SAMPLES, "train")
+    search, budgets = error.find_ways_out, []
+    assert search is not None
+
+    def counted(budget_s):
+        budgets.append(budget_s)
+        return search(0)
+
+    error.find_ways_out = counted
+    for budget_s in (1, 1, 0.5, 2):
+        error.ways_out(budget_s)
+    assert budgets == [1, 2]
