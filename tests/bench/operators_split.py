@@ -120,6 +120,7 @@ def _short(reason: str) -> str:
     """The reason in one line without what differs between samples of one cause."""
     said = _CAPTURE.search(reason)
     line = (said[1] if said is not None else reason).split("\n")[0]
+    line = f"close: {line}" if said is not None and reason.startswith("close: ") else line
     return re.sub(r"\b(u?)\d+(\.\d+)?\b", r"\1N", line)[:160].replace("|", "\\|")
 
 
