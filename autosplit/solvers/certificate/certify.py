@@ -95,7 +95,7 @@ def certify(
     >>> from autosplit.solvers.blocks.fleet import Kind
     >>> quotient = Quotient.of_numbers([[6, 10, 6]], [(4, 0, [2])])
     >>> certify(quotient, Fleet((Kind((0, 1, 2)),)), 22)[:3]
-    (10, 10, (0, 2, 1))
+    (10, 10, (0, 1, 2))
     """
     smaller, groups = (quotient, None) if merged else contracted(quotient, fleet, flight)
     found = _Proof(in_order(smaller), fleet, best_ns, flight).run(effort, stop)
