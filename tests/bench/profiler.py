@@ -86,6 +86,7 @@ class Round(NamedTuple):
     found: Times
     alone: Times
     cost_ns: tuple[int, int]
+    distinct: int
 
 
 def row(architecture: Architecture, scale: int, mode: Any, count: int) -> str:
@@ -94,13 +95,12 @@ def row(architecture: Architecture, scale: int, mode: Any, count: int) -> str:
     run = whole(program, emitted)
     run()
     rounds = [one_round(program, emitted, run, mode) for _ in range(count)]
-    distinct = profile(program, emitted, CPU, fits=True).distinct
     sides = [side for side in range(2) if rounds[0].whole[side]]
     times = ", ".join(f"{statistics.median(each.whole[side] for each in rounds) / 1e6:.1f}" for side in sides)
     costs = ", ".join(f"{statistics.median(each.cost_ns[i] / each.whole[0] for each in rounds):.1f}" for i in range(2))
     drift = [each.machine[side] for each in rounds for side in sides]
     return (
-        f"| {architecture.name} | {mode} | {len(program.nodes)}, {distinct} | {times} | "
+        f"| {architecture.name} | {mode} | {len(program.nodes)}, {rounds[0].distinct} | {times} | "
         f"{ratios([each.found for each in rounds], rounds, sides)} | "
         f"{ratios([each.alone for each in rounds], rounds, sides)} | "
         f"{statistics.median(drift):.2f} ({min(drift):.2f}-{max(drift):.2f}) | {costs} |"
@@ -118,7 +118,7 @@ def one_round(program: Program, emitted: fx.GraphModule, run: Callable[[], tuple
     alone, alone_ns = timed(lambda: profile(program, emitted, CPU, fits=False))
     earlier, later = middle(before), middle(after)
     drift = later[0] / earlier[0], later[1] / earlier[1] if earlier[1] else 0.0
-    return Round(middle(before + after), drift, total(found), total(alone), (cost_ns, alone_ns))
+    return Round(middle(before + after), drift, total(found), total(alone), (cost_ns, alone_ns), found.distinct)
 
 
 def middle(passes: list[tuple[int, int]]) -> Times:
