@@ -117,8 +117,9 @@ def install_parts(model: nn.Module, plan: Plan, captured: Captured | None, lock:
     """Give the submodules that are called by themselves forwards that run where their weights are.
 
     Parts that are graphs of their own are called from the model's own Python; any other submodule may be called by the
-    user, or by a library. The largest on one device run as they are; one on several devices is captured like the model,
-    or runs in plain Python where the model does.
+    user, or by a library. The largest on one device run as they are, and so do the embeddings in them: a library looks
+    ids up by itself (BLIP-2, in generate). One on several devices is captured like the model, or runs in plain Python
+    where the model does.
     """
     remove_parts(model)
     units: list[str] = []
@@ -133,7 +134,7 @@ def install_parts(model: nn.Module, plan: Plan, captured: Captured | None, lock:
             frontend = captured.parts.get(path) if captured is not None else None
             names = part_names(model, module)
             add_part(module, Caller(plan, frontend, path=path, names=names, is_graph=is_graph, told=told, lock=lock))
-        elif devices and not _is_within(path, units):
+        elif devices and (isinstance(module, nn.Embedding) or not _is_within(path, units)):
             units.append(path)
             add_part(module, _Locked(lock))
 

@@ -425,6 +425,37 @@ def test_outputs_return_to_the_inputs_and_not_to_a_tables_device(cluster) -> Non
     assert str(split(x34()).device) == "sim:0"
 
 
+class Speaker(nn.Module):
+    """A language model in another model, as of BLIP-2: its embedding is called by itself in generate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
+
+    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+        return self.head(embedded)
+
+
+class Captioner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.eyes, self.speaker = nn.Linear(4, 4), Speaker()
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return self.speaker(self.eyes(x) + self.speaker.embed(ids))
+
+
+def test_an_embedding_in_a_part_on_one_device_is_called_by_itself(cluster) -> None:
+    model, ids = Captioner(), torch.tensor([0, 3, 4]).to("sim:0")
+    unsplit = copy.deepcopy(model).to("sim:0")
+    split = autosplit.partition(model, ["sim:0", "sim:1"], (x34(), ids), placement={"eyes": "sim:0", "speaker": "sim:1"})
+    assert str(split.speaker.embed.weight.device) == "sim:1"
+    for here in (unsplit, split):
+        here.found = here.speaker(here.eyes(torch.ones(3, 4).to("sim:0")) + here.speaker.embed(ids))
+    assert str(split.found.device) == "sim:0"
+    assert torch.equal(unsplit.found.cpu(), split.found.cpu())
+
+
 def test_an_input_from_elsewhere_is_written(cluster) -> None:
     def write(m, x, y):
         h = m.a(x)
