@@ -1,12 +1,13 @@
 """Profile: the measured times of all operations, added up, against whole passes of the model in the same run.
 
-    python tests/bench/profiler.py [--scale 4] [--rounds 3] [--only GPT-2]
+    python tests/bench/profiler.py [--scale 4] [--rounds 9] [--only GPT-2]
 
-One row a model and mode. "sum / whole" is the sum over all operations, measured in passes with marks, over the median
-of unmarked passes just before and just after, forward and backward; "alone" is the same for a device that the model
-does not fit, where each distinct operation runs by itself. Each is the median over the rounds, and so is "machine": the
-unmarked passes after over those before, which is 1.00 on a machine that keeps its speed; in brackets its range. "cost"
-is the time of the profile in forward passes.
+One row a model and mode. "large" is the share of the forward that operations of LARGE_NS or more take. "sum / whole" is
+the sum over all operations, measured in passes with marks, over the median of unmarked passes that take turns with
+those, forward and backward; "alone" is the same for a device that the model does not fit, where each distinct operation
+runs by itself. Each is the median over the rounds. "machine" is the unmarked passes of one half of a round over those
+of the other, which is 1.00 on a machine that keeps its speed: the quartiles over the rounds. "cost" is the time of the
+profile in forward passes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,19 +35,21 @@ from autosplit.program import Program
 from autosplit.runtime import unsplit_class
 
 CPU = torch.device("cpu")
-PASSES = 3
+ALONE_ROUNDS = 3
+LARGE_NS = 200_000
+"""Beside which what it takes to call an operation, some 5 to 10 us, is small."""
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | mode | operations, distinct | whole ms | sum / whole | alone / whole | machine | cost |")
-    print(f"|{'---|' * 8}")
+    print("| model | mode | operations, distinct | large | whole ms | sum / whole | alone / whole | machine | cost |")
+    print(f"|{'---|' * 9}")
     for architecture in [*ARCHITECTURES, DEEP, PLAIN]:
         if options.only in architecture.name:
             for mode in ("infer", "train"):
@@ -79,14 +82,22 @@ Times = tuple[float, float]
 
 
 class Round(NamedTuple):
-    """What one round found: whole passes, the sums of a profile and of one operation by operation, their CPU times."""
+    """What one round found: whole passes, the sums of a profile, its share of large operations, and its CPU time."""
 
     whole: Times
     machine: Times
     found: Times
-    alone: Times
-    cost_ns: tuple[int, int]
+    large: float
+    cost_ns: int
     distinct: int
+
+
+class Alone(NamedTuple):
+    """Whole passes, the sums of a profile operation by operation, and its CPU time."""
+
+    whole: Times
+    found: Times
+    cost_ns: int
 
 
 def row(architecture: Architecture, scale: int, mode: Any, count: int) -> str:
@@ -94,31 +105,46 @@ def row(architecture: Architecture, scale: int, mode: Any, count: int) -> str:
     program, emitted = captured(architecture, scale, mode)
     run = whole(program, emitted)
     run()
-    rounds = [one_round(program, emitted, run, mode) for _ in range(count)]
+    rounds = [in_turns(program, emitted, run) for _ in range(count)]
+    alone = [by_itself(program, emitted, run) for _ in range(min(count, ALONE_ROUNDS))]
     sides = [side for side in range(2) if rounds[0].whole[side]]
     times = ", ".join(f"{statistics.median(each.whole[side] for each in rounds) / 1e6:.1f}" for side in sides)
-    costs = ", ".join(f"{statistics.median(each.cost_ns[i] / each.whole[0] for each in rounds):.1f}" for i in range(2))
-    drift = [each.machine[side] for each in rounds for side in sides]
+    costs = (statistics.median(each.cost_ns / each.whole[0] for each in found) for found in (rounds, alone))
+    drift = statistics.quantiles([each.machine[side] for each in rounds for side in sides], n=4)
     return (
-        f"| {architecture.name} | {mode} | {len(program.nodes)}, {rounds[0].distinct} | {times} | "
-        f"{ratios([each.found for each in rounds], rounds, sides)} | "
-        f"{ratios([each.alone for each in rounds], rounds, sides)} | "
-        f"{statistics.median(drift):.2f} ({min(drift):.2f}-{max(drift):.2f}) | {costs} |"
+        f"| {architecture.name} | {mode} | {len(program.nodes)}, {rounds[0].distinct} | "
+        f"{statistics.median(each.large for each in rounds):.0%} | {times} | {ratios(rounds, sides)} | "
+        f"{ratios(alone, sides)} | {drift[0]:.2f}-{drift[2]:.2f} | {', '.join(f'{cost:.1f}' for cost in costs)} |"
     )
 
 
-def one_round(program: Program, emitted: fx.GraphModule, run: Callable[[], tuple[int, int]], mode: Any) -> Round:
-    """Whole passes, a profile, whole passes, and a profile by single operations."""
-    gradients = torch.set_grad_enabled
-    with gradients(mode == "train"):
-        before = [run() for _ in range(PASSES)]
-    found, cost_ns = timed(lambda: profile(program, emitted, CPU, fits=True))
-    with gradients(mode == "train"):
-        after = [run() for _ in range(PASSES)]
-    alone, alone_ns = timed(lambda: profile(program, emitted, CPU, fits=False))
-    earlier, later = middle(before), middle(after)
+def in_turns(program: Program, emitted: fx.GraphModule, run: Callable[[], tuple[int, int]]) -> Round:
+    """A profile, with an unmarked pass before each of its passes and one after the last."""
+    passes: list[tuple[int, int]] = []
+
+    def unmarked(done: int, total: int) -> None:
+        passes.append(run())
+
+    found, cost_ns = timed(lambda: profile(program, emitted, CPU, fits=True, progress=unmarked))
+    with torch.set_grad_enabled(program.mode == "train"):
+        unmarked(0, 0)
+    cost_ns -= sum(map(sum, passes[:-1]))
+    after = passes[1:]  # the profile's first pass is not counted either
+    half = len(after) // 2
+    earlier, later = middle(after[:half]), middle(after[half:])
     drift = later[0] / earlier[0], later[1] / earlier[1] if earlier[1] else 0.0
-    return Round(middle(before + after), drift, total(found), total(alone), (cost_ns, alone_ns), found.distinct)
+    times = [timing.forward_ns for timing in found.timings.values()]
+    large = sum(ns for ns in times if ns >= LARGE_NS) / sum(times)
+    return Round(middle(after), drift, total(found), large, cost_ns, found.distinct)
+
+
+def by_itself(program: Program, emitted: fx.GraphModule, run: Callable[[], tuple[int, int]]) -> Alone:
+    """A profile of single operations, between two unmarked passes."""
+    with torch.set_grad_enabled(program.mode == "train"):
+        before = run()
+    found, cost_ns = timed(lambda: profile(program, emitted, CPU, fits=False))
+    with torch.set_grad_enabled(program.mode == "train"):
+        return Alone(middle([before, run()]), total(found), cost_ns)
 
 
 def middle(passes: list[tuple[int, int]]) -> Times:
@@ -133,11 +159,9 @@ def total(found: Profile) -> Times:
     return sum(t.forward_ns for t in timings), sum(t.backward_ns for t in timings)
 
 
-def ratios(sums: list[Times], rounds: list[Round], sides: list[int]) -> str:
+def ratios(rounds: Sequence[Round] | Sequence[Alone], sides: list[int]) -> str:
     """The sums over the whole passes of their rounds: medians."""
-    found = [
-        statistics.median(s[side] / each.whole[side] for s, each in zip(sums, rounds, strict=True)) for side in sides
-    ]
+    found = [statistics.median(each.found[side] / each.whole[side] for each in rounds) for side in sides]
     return ", ".join(f"{ratio:.2f}" for ratio in found)
 
 
