@@ -42,44 +42,73 @@ class _Remembering:
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes; torch's modes call it."""
-        kind = _returns(func)
-        key = self._key(func, args, kwargs or {}) if kind else None
+        kind, devices = _returns(func), _Devices()
+        key = self._key(func, args, kwargs or {}, devices) if kind else None
         if key is None:
             return self._dispatch(func, types, args, kwargs or {})
         known = _known.get(key)
         if known is not None:
-            return known.result(self._mode, args)
-        result = self._dispatch(func, types, args, kwargs or {})
-        recipe = _made_of(result, args, kwargs or {}) if kind in ("new", "view") else _Written(kind == "first")
+            return known.result(self._mode, args, devices)
+        run = self._distinct(args) if kind == "nothing" and not kwargs and _is_by_element(func) else args
+        result = self._dispatch(func, types, run, kwargs or {})
+        made = kind in ("new", "view")
+        recipe = _made_of(result, args, kwargs or {}, devices) if made else _Written(kind == "first")
         if recipe is not None:
             if len(_known) >= _MOST:
                 _known.clear()
             _known[key] = recipe
         return result
 
-    def _key(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Equal for two calls that return the same forms; None for one that is not to be remembered."""
+    def _distinct(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of lists as long as each other, the elements of which no earlier ones have the forms."""
+        lists = [arg for arg in args if type(arg) in (list, tuple)]
+        if len({*map(len, lists)}) != 1:
+            return args
+        first: dict[Any, int] = {}
+        for i, elements in enumerate(zip(*lists, strict=True)):
+            found: list[Any] = []
+            self._add(elements, found, _Devices())  # each element by itself
+            first.setdefault(tuple(found), i)
+        return tuple([arg[i] for i in first.values()] if type(arg) in (list, tuple) else arg for arg in args)
+
+    def _key(self, func: Any, args: Any, kwargs: dict[str, Any], devices: _Devices) -> Any:
+        """Equal for two calls that return the same forms; None for one that is not to be remembered.
+
+        ``devices`` gets those of the call in the order in which they come.
+        """
         found: list[Any] = [func, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
-        if not self._add(args, found) or (kwargs and not self._add(kwargs, found)):
+        if not self._add(args, found, devices) or (kwargs and not self._add(kwargs, found, devices)):
             return None
+        found += [device.type for device in devices]
         return tuple(found)
 
-    def _add(self, value: Any, found: list[Any]) -> bool:
+    def _add(self, value: Any, found: list[Any], devices: _Devices) -> bool:
         kind = type(value)
         if kind is FakeTensor:
             if value.fake_mode is not self._mode or value.constant is not None or not _is_plain(value):
                 return False
-            found.extend((value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device))
+            place = devices.place(value.fake_device)
+            found.extend((value.shape, value.stride(), value.storage_offset(), value.dtype, place))
             return True
         if kind in (tuple, list, torch.Size) or kind is dict:
             found.append(len(value))
             if kind is dict:
                 found.extend(value)
                 value = value.values()
-            return all(self._add(item, found) for item in value)
+            return all(self._add(item, found, devices) for item in value)
         found.append(kind)
-        found.append(value)
+        found.append(devices.place(value) if kind is torch.device else value)
         return kind in _PLAIN
+
+
+class _Devices(list[torch.device]):
+    """Those of a call, in the order in which they come: one like it elsewhere returns the same forms there."""
+
+    def place(self, device: torch.device) -> int:
+        """The device's number."""
+        if device not in self:
+            self.append(device)
+        return self.index(device)
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,7 @@ class _Written:
 
     returned: bool
 
-    def result(self, mode: FakeTensorMode, args: Any) -> Any:
+    def result(self, mode: FakeTensorMode, args: Any, devices: _Devices) -> Any:
         return args[0] if self.returned else None
 
 
@@ -101,7 +130,7 @@ class _View:
     offset: int
     dtype: torch.dtype
 
-    def result(self, mode: FakeTensorMode, args: Any) -> Any:
+    def result(self, mode: FakeTensorMode, args: Any, devices: _Devices) -> Any:
         viewed = args[0]
         with in_kernel_invocation_manager(mode):
             made = torch.empty(0, dtype=self.dtype, device="meta")
@@ -111,21 +140,21 @@ class _View:
 
 @dataclass(frozen=True)
 class _New:
-    """New tensors by shape, stride, dtype and device; None where an operator returned none.
+    """New tensors by shape, stride, dtype and the number of the device; None where an operator returned none.
 
     ``kind`` is tuple or list, and None where the operator returns one tensor as it is.
     """
 
-    recipes: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device] | None]
+    recipes: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int] | None]
     kind: type[Any] | None
 
-    def result(self, mode: FakeTensorMode, args: Any) -> Any:
+    def result(self, mode: FakeTensorMode, args: Any, devices: _Devices) -> Any:
         made: list[Any] = []
         with in_kernel_invocation_manager(mode):
             for recipe in self.recipes:
                 made.append(recipe and torch.empty_strided(recipe[0], recipe[1], dtype=recipe[2], device="meta"))
         for i, recipe in enumerate(self.recipes):
-            made[i] = None if recipe is None else FakeTensor(mode, made[i], recipe[3])
+            made[i] = None if recipe is None else FakeTensor(mode, made[i], devices[recipe[3]])
         return self.kind(made) if self.kind else made[0]
 
 
@@ -158,7 +187,13 @@ def _returns(func: Any) -> Literal["new", "view", "first", "nothing"] | None:
     return kinds.get(writes) if len(returned) == (0 if kinds.get(writes) == "nothing" else 1) else None
 
 
-def _made_of(result: Any, args: Any, kwargs: dict[str, Any]) -> _New | _View | None:
+@cache
+def _is_by_element(func: Any) -> bool:
+    """Whether an operator does the same to each place of its lists: on fakes torch takes them one after the other."""
+    return bool(func._schema.name.startswith("aten::_foreach_"))
+
+
+def _made_of(result: Any, args: Any, kwargs: dict[str, Any], devices: _Devices) -> _New | _View | None:
     """How to make the result again: a view, or new tensors that own what they need and no more; else None."""
     if _is_view(result, args[0]):
         return _View(tuple(result.shape), result.stride(), result.storage_offset(), result.dtype)
@@ -171,7 +206,10 @@ def _made_of(result: Any, args: Any, kwargs: dict[str, Any]) -> _New | _View | N
     given = {value.untyped_storage()._cdata for value in tensor_leaves((args, kwargs))}  # all plain: there is a key
     if len({*held}) < len(held) or given & {*held} or not all(_owns(tensor) for tensor in tensors):
         return None
-    recipes = [v if v is None else (tuple(v.shape), v.stride(), v.dtype, v.fake_device) for v in values]
+    if any(tensor.fake_device not in devices for tensor in tensors):
+        return None
+    place = devices.index
+    recipes = [v if v is None else (tuple(v.shape), v.stride(), v.dtype, place(v.fake_device)) for v in values]
     return _New(recipes, kind)
 
 

@@ -108,3 +108,25 @@ def test_views_without_elements_are_not_taken_for_writes() -> None:
         views = [torch.ops.prims.as_strided.default(given, [0, 3], [3, 1], 0) for _ in range(2)]
     assert [tuple(view.shape) for view in views] == [(0, 3), (0, 3)]
     assert not any(view is given for view in views)
+
+
+def test_of_lists_each_form_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _known.clear()
+    ran: list[int] = []
+
+    def counting(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._foreach_lerp_.Scalar:
+            ran.append(len(args[0]))
+        return torch_dispatch(mode, func, types, args, kwargs)
+
+    torch_dispatch = FakeTensorMode.dispatch
+    monkeypatch.setattr(FakeTensorMode, "dispatch", counting)
+    mode = fake_mode()
+    with mode:
+        first, second = ([torch.empty(size) for size in (3, 4, 3, 3, 4)] for _ in range(2))
+        assert torch._foreach_lerp_(first, second, 0.5)[4] is first[4]
+        assert ran == [2]
+        with pytest.raises(RuntimeError, match="broadcast"):
+            torch._foreach_lerp_(first, [*second[:4], torch.empty(5)], 0.5)
+        with pytest.raises(RuntimeError, match="same number of tensors"):
+            torch._foreach_lerp_(first, second[:4], 0.5)

@@ -448,7 +448,8 @@ class Captioner(nn.Module):
 def test_an_embedding_in_a_part_on_one_device_is_called_by_itself(cluster) -> None:
     model, ids = Captioner(), torch.tensor([0, 3, 4]).to("sim:0")
     unsplit = copy.deepcopy(model).to("sim:0")
-    split = autosplit.partition(model, ["sim:0", "sim:1"], (x34(), ids), placement={"eyes": "sim:0", "speaker": "sim:1"})
+    placement = {"eyes": "sim:0", "speaker": "sim:1"}
+    split = autosplit.partition(model, ["sim:0", "sim:1"], (x34(), ids), placement=placement)
     assert str(split.speaker.embed.weight.device) == "sim:1"
     for here in (unsplit, split):
         here.found = here.speaker(here.eyes(torch.ones(3, 4).to("sim:0")) + here.speaker.embed(ids))
