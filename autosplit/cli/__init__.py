@@ -213,6 +213,8 @@ def show(file: str, as_json: bool, **drawn: Path | None) -> None:
     stored = read_plan(file)
     draw(stored, **drawn)
     _show(stored, as_json)
+    if stored.is_edited:
+        click.echo(f"edited since it was written, its figures are of before: autosplit check {file} MODEL", err=True)
 
 
 @autosplit.command(short_help="List devices and what is known of them.")

@@ -199,10 +199,11 @@ def _check_names(model: nn.Module, specs: Mapping[str, InputSpec]) -> None:
     by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in by_name]
     takes = f"{type(model).__name__}.forward takes {', '.join(names) or 'no argument by name'}"
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in specs:
-            if name not in names:
-                raise click.BadParameter(f"no argument {name!r}{_near(name, names)}; {takes}", param_hint=_HINT)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)  # as transformers' do, for what they pass on
+    for name in specs:
+        meant = _near(name, [known for known in names if known not in specs] if takes_any else names)
+        if name not in names and (meant or not takes_any):
+            raise click.BadParameter(f"no argument {name!r}{meant}; {takes}", param_hint=_HINT)
     missing = [p.name for p in by_name if p.default is p.empty and p.name not in specs]
     if missing or not specs:
         example = missing[0] if missing else names[0] if names else "x"

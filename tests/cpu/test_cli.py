@@ -488,6 +488,17 @@ def write_config(folder, config):
     (folder / "hub" / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
 
 
+def test_a_misspelt_input_of_a_model_that_takes_any_name(capsys, folder):
+    pytest.importorskip("transformers")
+    write_config(folder, LLAMA)
+    code, error = refused(capsys, "hf:hub", inputs=["inputs_ids=i64:1x16"])
+    assert code == 2
+    assert (
+        "no argument 'inputs_ids' (did you mean 'input_ids'?); LlamaForCausalLM.forward takes input_ids"
+        in (error["message"])
+    )
+
+
 def test_a_folder_with_a_config(capsys, folder):
     pytest.importorskip("transformers")
     write_config(folder, LLAMA)

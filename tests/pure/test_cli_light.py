@@ -367,6 +367,7 @@ def test_an_edited_file_does_not_pass_alone(stored, capsys):
     assert (code, error["kind"]) == (5, "plan")
     assert "not as it was written" in error["message"]
     assert main(["show", stored]) == 0  # it is told, not trusted
+    assert "edited since it was written" in capsys.readouterr().err
 
 
 def test_an_edit_is_not_forgotten_by_writing_it_again(stored, tmp_path):
