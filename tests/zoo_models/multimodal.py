@@ -62,6 +62,10 @@ def _qwen2_vl_inputs(size: int, length: int) -> Inputs:
     }  # fmt: skip
 
 
+def _qwen2_vl_prompt() -> Inputs:
+    return {name: value for name, value in _qwen2_vl_inputs(2, 5).items() if name != "labels"}
+
+
 def _qwen2_vl() -> nn.Module:
     text = SPOKEN | {"rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]}}
     eyes = {
@@ -115,5 +119,5 @@ ENTRIES = (
     seeing("llava", _llava, captions(16), prompts(16)),
     seeing("paligemma", _paligemma, paligemma, prompts(16)),
     seeing("blip2", _blip2, captions(4), prompts(4)),
-    seeing("qwen2_vl", _qwen2_vl, _qwen2_vl_inputs),
+    seeing("qwen2_vl", _qwen2_vl, _qwen2_vl_inputs, _qwen2_vl_prompt),
 )
