@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def main() -> int:
-    """Print the figures; exit 1 when the prediction takes 15 s of CPU time, or the process 1.5 GB."""
+    """Print the figures; exit 1 when it all takes 15 s of CPU time, or the process 1.5 GB."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--profile", action="store_true", help="print where the prediction spends its time")
@@ -43,19 +43,19 @@ def main() -> int:
     model = build(options.layers)
     count = sum(weight.numel() for weight in model.parameters())
     print(f"{options.layers} layers, {count / 1e9:.1f}e9 parameters; before: {format_bytes(peak_bytes())} resident")
-    problem, _ = _timed("capture", lambda: pose(model))
-    _timed("cost graph", lambda: problem.graph)
+    problem, captured_s = _timed("capture", lambda: pose(model))
+    _, costed_s = _timed("cost graph", lambda: problem.graph)
     profiler = cProfile.Profile()
     if options.profile:
         profiler.enable()
-    candidate, seconds = _timed("emit and predict", lambda: predict(problem))
+    candidate, predicted_s = _timed("emit and predict", lambda: predict(problem))
     profiler.disable()
     if options.profile:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
     for name, footprint in candidate.footprints.items():
         parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in footprint.breakdown.parts.items() if size)
         print(f"{name}: peak {format_bytes(footprint.peak_bytes)}: {parts}")
-    return 0 if seconds < LIMIT_S and peak_bytes() < LIMIT_BYTES else 1
+    return 0 if captured_s + costed_s + predicted_s < LIMIT_S and peak_bytes() < LIMIT_BYTES else 1
 
 
 def build(layers: int) -> torch.nn.Module:
@@ -69,9 +69,9 @@ def build(layers: int) -> torch.nn.Module:
 
 
 def pose(model: torch.nn.Module) -> Problem:
-    """The training step of 1 x 2048 tokens, captured."""
+    """The training step of 1 x 2048 tokens, captured as to plan it."""
     ids = torch.zeros(1, 2048, dtype=torch.int64, device="meta")
-    captured = climb(Frontend(model, type(model)), (), {"input_ids": ids, "labels": ids}, "train")
+    captured = climb(Frontend(model, type(model), serves=False), (), {"input_ids": ids, "labels": ids}, "train")
     request = Request(resolve(f"{DEVICES}x141GiB"), "train", optimizer="adamw")
     return Problem(model, request, captured, HOST)
 
