@@ -40,6 +40,27 @@ def in_order(quotient: Quotient) -> Quotient:
     return replace(quotient, before=tuple(before))
 
 
+def in_order_still(ordered: Quotient, plain: Quotient) -> Quotient:
+    """The quotient with alike branches in order, those too that are alike only now that blocks were merged.
+
+    An order that is there hides that more branches are alike than those which it joins. So the branches are looked for
+    in the quotient without any order, where every plan can be sorted; if the order found implies the one that is there,
+    the sorted plans keep both. If not, only what is alike beside the order that is there is put in order.
+
+    Args:
+        ordered: blocks merged from a quotient in order.
+        plain: the same blocks, merged from that quotient without the order.
+    """
+    found = in_order(plain)
+    needs: list[int] = []
+    for block, others in enumerate(found.before):
+        needs.append(1 << block)
+        for other in others:
+            needs[block] |= needs[other]
+    implied = all(needs[block] >> other & 1 for block, others in enumerate(ordered.before) for other in others)
+    return found if implied else in_order(ordered)
+
+
 class _Branch:
     """A branch, and what a branch must have in common with it to be alike: ``key``."""
 

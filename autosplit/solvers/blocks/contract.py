@@ -12,7 +12,7 @@ the stage of u. Blocks that weigh nothing are moved whatever the capacities are,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -153,15 +153,7 @@ class _Contraction:
         taker, left = self._taker, [block for block, other in enumerate(self._taker) if block == other]
         number = {block: i for i, block in enumerate(left)}
         groups = [number[self._last_taker(block)] for block in range(len(taker))]
-        if len(left) == len(taker):
-            return self._quotient, groups
-        wires = [
-            Wire(wire.cost, number[producer], tuple(sorted(number[end] for end in ends if end != producer)))
-            for wire, producer, ends in zip(self._quotient.wires, self._producer, self._ends, strict=True)
-            if len(ends) > 1
-        ]
-        before = tuple(tuple(sorted(number[other] for other in self._before[block])) for block in left)
-        return _summed(self._quotient, groups, before, tuple(wires)), groups
+        return (self._quotient if len(left) == len(taker) else grouped(self._quotient, groups)), groups
 
 
 def _weighs(quotient: Quotient, fleet: Fleet, flight: Flight) -> Ints:
@@ -173,11 +165,22 @@ def _weighs(quotient: Quotient, fleet: Fleet, flight: Flight) -> Ints:
     return np.asarray((quotient.fixed_bytes != 0) | (quotient.stash_bytes != 0), dtype=np.int64)
 
 
-def _summed(
-    quotient: Quotient, groups: list[int], before: tuple[tuple[int, ...], ...], wires: tuple[Wire, ...]
-) -> Quotient:
-    """The quotient of groups."""
-    count, into = len(before), np.array(groups, dtype=np.int64)
+def grouped(quotient: Quotient, groups: Sequence[int]) -> Quotient:
+    """The quotient of groups of blocks: those of one group are in one stage.
+
+    Args:
+        quotient: the blocks.
+        groups: for each block the number of its group; every number from 0 up, in a topological order of the groups.
+    """
+    count, into = max(groups, default=-1) + 1, np.array(groups, dtype=np.int64)
+    before: list[set[int]] = [set() for _ in range(count)]
+    for block, others in enumerate(quotient.before):
+        before[groups[block]].update(groups[other] for other in others)
+    wires = []
+    for cost, producer, readers in quotient.wires:
+        ends = {groups[reader] for reader in readers} - {groups[producer]}
+        if ends:
+            wires.append(Wire(cost, groups[producer], tuple(sorted(ends))))
 
     def total(values: Ints) -> Ints:
         sums = np.zeros((*values.shape[:-1], count), dtype=np.int64)
@@ -186,14 +189,14 @@ def _summed(
 
     allowed = np.ones((len(quotient.allowed), count), dtype=np.bool_)
     np.logical_and.at(allowed.T, into, quotient.allowed.T)
-    members: list[list[int]] = [[] for _ in before]
+    members: list[list[int]] = [[] for _ in range(count)]
     for block, group in enumerate(groups):
         members[group] += quotient.members[block]
     again = quotient.recomputed
     return replace(
         quotient,
-        before=before,
-        wires=wires,
+        before=tuple(tuple(sorted(others - {group})) for group, others in enumerate(before)),
+        wires=tuple(wires),
         work_ns=total(quotient.work_ns),
         fixed_bytes=total(quotient.fixed_bytes),
         stash_bytes=total(quotient.stash_bytes),

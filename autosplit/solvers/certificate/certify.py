@@ -16,12 +16,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autosplit.solvers.blocks.alike import in_order
-from autosplit.solvers.blocks.contract import contracted
+from autosplit.solvers.blocks.alike import in_order, in_order_still
+from autosplit.solvers.blocks.contract import contracted, grouped
 from autosplit.solvers.blocks.fleet import Fleet
 from autosplit.solvers.blocks.quotient import Ints, Load, Quotient, stage_ns
 from autosplit.solvers.certificate.reach import RATE, Reach, Scene
-from autosplit.solvers.certificate.spans import Closure, Floats, Spans, all_downsets, split
+from autosplit.solvers.certificate.spans import (
+    Closure,
+    Floats,
+    Spans,
+    all_downsets,
+    never_apart,
+    spans_of_groups,
+    split,
+)
 from autosplit.solvers.certificate.tolls import Tolls
 from autosplit.solvers.stages.dynamic import best_line
 from autosplit.solvers.stages.family import Downsets
@@ -34,11 +42,13 @@ _FIRST = 400_000
 _CUT = 300
 _MOST_ENDS, _END = 1_500, 100
 _MOST_SPANS = 40_000
+_MANY = 20_000
 _ALIKE = 1_024
 _MOST_CELLS = 60_000_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
-_NEAR, _CLOSE, _FINE = 20, 5_000, 2**14
+_FEWER = 0.75
+_NEAR, _FINE = 20, 2**14
 
 
 class Certificate(NamedTuple):
@@ -97,11 +107,24 @@ def certify(
     >>> certify(quotient, Fleet((Kind((0, 1, 2)),)), 22)[:3]
     (10, 10, (0, 1, 2))
     """
-    smaller, groups = (quotient, None) if merged else contracted(quotient, fleet, flight)
-    found = _Proof(in_order(smaller), fleet, best_ns, flight).run(effort, stop)
-    if found.labels is None or groups is None:
-        return found
-    return found._replace(labels=tuple(found.labels[group] for group in groups))
+    groups = list(range(len(quotient)))
+    if not merged:
+        quotient, groups = contracted(quotient, fleet, flight)
+    plain, quotient = quotient, in_order(quotient)
+    proof = _Proof(quotient, fleet, flight, Certificate(0, best_ns, None, 0))
+    while True:
+        found = proof.run(effort, stop)
+        if proof.labels is not None:
+            found = found._replace(labels=tuple(proof.labels[group] for group in groups))
+        if proof.fewer is None:
+            return found
+        # What all better plans have in one stage is one block now; only plans that keep the order are in the spans.
+        quotient, again = contracted(grouped(quotient, proof.fewer), fleet, flight)
+        fewer = [again[group] for group in proof.fewer]
+        plain, groups = grouped(plain, fewer), [fewer[group] for group in groups]
+        quotient = in_order_still(quotient, plain)
+        spans = spans_of_groups(proof.left, fewer, Closure(quotient))
+        proof = _Proof(quotient, fleet, flight, found, spans)
 
 
 class _Outcome(Enum):
@@ -110,34 +133,40 @@ class _Outcome(Enum):
     PROVED = auto()
     SPENT = auto()
     FULL = auto()
+    FEWER = auto()
 
 
 class _Proof:
     """The search for one certificate."""
 
-    def __init__(self, quotient: Quotient, fleet: Fleet, best_ns: int, flight: Flight) -> None:
-        self.quotient, self.fleet, self.flight = quotient, fleet, flight
-        self.best_ns, self.bound_ns = best_ns, 0
+    def __init__(
+        self, quotient: Quotient, fleet: Fleet, flight: Flight, known: Certificate, spans: Spans | None = None
+    ) -> None:
+        self.quotient, self.fleet, self.flight, self.known = quotient, fleet, flight, known
+        self.best_ns, self.bound_ns, self.spent = known.best_ns, known.bound_ns, known.effort
         self.labels: tuple[int, ...] | None = None
-        self.spent = 0
         self.open: list[tuple[int, Spans]] = []  # attempts to go on with, for falling bottlenecks
+        if spans is not None:
+            self.open.append((self.best_ns - 1, spans))
+        self.fewer: list[int] | None = None  # groups of blocks that are never apart, where these are many
+        self.left = spans or all_downsets(len(quotient), len(fleet.states))  # what boundaries of better plans may be
         self.last: tuple[Scene, int] | None = None
         self.ends: Spans | None = None  # the latest that are few enough to try all plans between them
         self.asked = 0
-        self.work = np.where(quotient.allowed, quotient.work_ns, best_ns + 1)
+        self.work = np.where(quotient.allowed, quotient.work_ns, self.best_ns + 1)
         self.least = self.work.min(axis=0)
         self.slow = tuple(_slowness(row, self.least) for row in self.work)
 
     def run(self, effort: int, stop: Callable[[], bool]) -> Certificate:
         """The whole search."""
-        self.bound_ns = min(self.best_ns, self._trivial())
+        self.bound_ns = max(self.bound_ns, min(self.best_ns, self._trivial()))
         sums = self.work.sum() + 2 * sum(wire.cost * (1 + len(wire.readers)) for wire in self.quotient.wires)
         if self.bound_ns < self.best_ns and len(self.quotient) <= _MOST_BLOCKS and sums < _EXACT:
             self.closure = Closure(self.quotient)
             self.tolls = Tolls(self.quotient, self.fleet, self.work, self.closure)
             self.weight = self._weight()
             self._search(effort, stop)
-        return Certificate(self.bound_ns, self.best_ns, self.labels, self.spent)
+        return Certificate(self.bound_ns, self.best_ns, self.known.labels, self.spent)
 
     def _search(self, effort: int, stop: Callable[[], bool]) -> None:
         """Close in on the least bottleneck, with little effort for each first, then with more; then prove it.
@@ -147,7 +176,9 @@ class _Proof:
         self.asked = effort
         ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
         while self.bound_ns < self.best_ns and self.spent < effort and not stop():
-            outcome = self._refine(most_ns, self.spent + share, stop)
+            outcome = self._refine(most_ns, min(self.spent + share, effort), stop)
+            if outcome is _Outcome.FEWER:
+                return
             at_top = most_ns >= ceiling - 1
             ceiling = min(ceiling, self.best_ns)
             if outcome is _Outcome.FULL:
@@ -157,7 +188,7 @@ class _Proof:
             near = ceiling - self.bound_ns <= ceiling // _NEAR  # then the rest is for the proof
             if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
                 return
-            to_top = near or (outcome is _Outcome.SPENT and not at_top)
+            to_top = (near and outcome is not _Outcome.FULL) or (outcome is _Outcome.SPENT and not at_top)
             most_ns = ceiling - 1 if to_top else (self.bound_ns + ceiling) // 2
 
     def _trivial(self) -> int:
@@ -203,8 +234,7 @@ class _Proof:
         while not stop():
             cuts = self.tolls.cuts.count
             spans, low, high = self._ordered(spans)
-            if spans.size * _LARGE > len(self.quotient):  # the first cuts are large, and often not needed
-                spans = self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
+            spans = self._with_cuts(spans, most_ns)
             scene = self._scene(spans, low, high, most_ns)
             if scene is None:
                 return _Outcome.FULL
@@ -218,22 +248,35 @@ class _Proof:
                 self.bound_ns = max(self.bound_ns, most_ns + 1)
                 return _Outcome.PROVED
             self.last = scene, most_ns
-            if spans.size <= _MOST_ENDS:
-                self.ends = spans
-            spans = spans._replace(alive=reach.alive).take(np.flatnonzero(reach.alive.any(axis=0)))
-            chosen = np.flatnonzero(~spans.single)
+            spans, chosen = self._chosen(spans, reach)
+            if self.fewer is not None:
+                return _Outcome.FEWER
             if not len(chosen) or spans.size + len(chosen) > most_spans:
                 return _Outcome.FULL
             spans = split(spans, chosen, self.closure, self.weight)
-            if self.spent > budget or self._is_near(scene, most_ns):
+            if self.spent > budget:
                 self.open = [*[known for known in self.open if known[0] > most_ns][:1], (most_ns, spans)]
                 break
         return _Outcome.SPENT
 
-    def _is_near(self, scene: Scene, most_ns: int) -> bool:
-        """Whether what was asked for is spent, and the bound is within one part in 5,000."""
-        close_ns = most_ns - most_ns // _CLOSE
-        return self.spent > self.asked and not Reach(scene, close_ns).possible
+    def _with_cuts(self, spans: Spans, most_ns: int) -> Spans:
+        """With cuts of their own for some of the spans; the first cuts are large, and often not needed."""
+        large = spans.size * _LARGE <= len(self.quotient)
+        return spans if large else self.tolls.cuts.refresh(spans, most_ns, _MOST_CUTS)
+
+    def _chosen(self, spans: Spans, reach: Reach) -> tuple[Spans, Ints]:
+        """The spans on some chain, and those of them to cut; or, if there is no better plan but these, fewer blocks."""
+        if spans.size <= _MOST_ENDS:
+            self.ends = spans
+        left = np.flatnonzero(reach.alive.any(axis=0))
+        single, at_top = spans.single, reach.most_ns == self.best_ns - 1
+        chosen = reach.critical(single) if at_top and reach.size > _MANY else ~single
+        spans = spans._replace(alive=reach.alive).take(left)
+        if at_top:
+            groups = never_apart(spans)
+            if max(groups) + 1 <= _FEWER * len(groups):
+                self.fewer, self.left = groups, spans
+        return spans, np.flatnonzero(chosen[left])
 
     def _resumed(self, most_ns: int) -> Spans:
         """Where an attempt at this bottleneck, or one a little above, stopped; else all downsets in one span.

@@ -44,6 +44,16 @@ class Scene(NamedTuple):
     flight: Flight
 
 
+class _Step(NamedTuple):
+    """Stages that a device of one kind may have, with the devices of ``rest`` after it, from spans to spans."""
+
+    state: int
+    rest: int
+    first: Ints
+    second: Ints
+    load_ns: Ints
+
+
 class Reach:
     """The chains of spans that a plan of at most ``most_ns`` may follow. O(pairs x states).
 
@@ -69,6 +79,11 @@ class Reach:
     def possible(self) -> bool:
         """Whether there is a chain from none to all."""
         return bool(self.alive[:, 0].any())
+
+    @property
+    def size(self) -> int:
+        """How many stages there are between the spans."""
+        return self._scene.pairs.size
 
     def _work_left(self, kind: int) -> Ints:
         """For each pair, the most work (each block on its fastest kind) that a stage on a device of a kind has."""
@@ -119,6 +134,49 @@ class Reach:
                 value = least[rest][scene.pairs.second[used]] - self._gain[kind][used]
                 np.minimum.at(least[state], scene.pairs.first[used], value)
             least[state] = np.where(least[state] > self.most[state], _NEVER, np.maximum(least[state], scene.low))
+
+    def critical(self, single: Bools) -> Bools:
+        """[spans], those to know more of before any other; where there is none, all that are more than one downset.
+
+        Among the chains that are left there is one whose largest load is least. Every chain has a stage of at least
+        that load, where it leaves what is reached from none at less, and one where it enters what reaches all at less.
+        The spans at the ends of these stages are chosen: as long as nothing more is known of them, the bound does not
+        rise. Loads between single downsets are exact, and count as none.
+
+        Args:
+            single: [spans], which are one downset.
+        """
+        steps = list(self._left(single))
+        from_none = np.full(self.alive.shape, _NEVER, dtype=np.int64)
+        to_all = from_none.copy()
+        from_none[:, 0], to_all[0, -1] = np.where(self.alive[:, 0], 0, _NEVER), 0
+        for step in steps:
+            np.minimum.at(
+                from_none[step.rest], step.second, np.maximum(from_none[step.state][step.first], step.load_ns)
+            )
+        for step in reversed(steps):
+            np.minimum.at(to_all[step.state], step.first, np.maximum(to_all[step.rest][step.second], step.load_ns))
+        most = from_none[0, -1]
+        chosen = np.zeros(len(single), dtype=np.bool_)
+        for step in steps:
+            leaves = (from_none[step.state][step.first] < most) & (from_none[step.rest][step.second] >= most)
+            enters = (to_all[step.rest][step.second] < most) & (to_all[step.state][step.first] >= most)
+            here = (leaves | enters) & (step.load_ns >= most)
+            chosen[step.first[here]] = chosen[step.second[here]] = True
+        chosen &= ~single
+        return chosen if most and chosen.any() else ~single
+
+    def _left(self, single: Bools) -> Iterator[_Step]:
+        """The stages of chains that are left."""
+        pairs = self._scene.pairs
+        for state in reversed(range(len(self.alive))):
+            for kind, rest in self._steps(state):
+                used = self._stages(state, kind, rest, self.alive[state], self.alive[rest])
+                reached = self.most[state][pairs.first[used]] + self._gain[kind][used]
+                used = used[reached >= self.least[rest][pairs.second[used]]]
+                first, second = pairs.first[used], pairs.second[used]
+                load_ns = np.where(single[first] & single[second], 0, pairs.load_ns[kind][used])
+                yield _Step(state, rest, first, second, load_ns)
 
     def chain(self) -> list[tuple[int, int]]:
         """One chain: (kind, span at which the stage ends) of each stage; of the least loads, greedily."""

@@ -6,6 +6,7 @@ every downset of a span can then be proved once for all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -110,6 +111,56 @@ class Closure:
     def after(self, blocks: Ints) -> Bools:
         """[len(blocks), all blocks], what needs each, itself too."""
         return np.unpackbits(self._after[blocks], axis=1, count=self._count).view(np.bool_)
+
+
+def never_apart(spans: Spans) -> list[int]:
+    """For each block a number: the same for blocks of which every downset of every span holds all or none.
+
+    Returns:
+        The numbers of the groups, from 0 up, in a topological order. A group holds what lies between its blocks, too.
+    """
+    free: Bools = np.logical_or.reduce(spans.upper & ~spans.lower)
+    known = np.flatnonzero(~free)
+    _, first, same = np.unique(
+        np.packbits(spans.lower[:, known], axis=0), axis=1, return_index=True, return_inverse=True
+    )
+    leader = np.arange(len(free))
+    leader[known] = known[first[same.ravel()]]
+    leaders = np.unique(leader)
+    held = spans.lower.sum(axis=0) + spans.upper.sum(axis=0)  # falls along every path that leads out of a group
+    number = np.empty(len(free), dtype=np.int64)
+    number[leaders[np.lexsort((leaders, -held[leaders]))]] = np.arange(len(leaders))
+    groups: list[int] = number[leader].tolist()
+    return groups
+
+
+def spans_of_groups(spans: Spans, groups: Sequence[int], closure: Closure) -> Spans:
+    """Spans of the downsets of groups of blocks that lie in the spans given.
+
+    Args:
+        spans: of blocks; the first is that of the empty downset, the last that of all.
+        groups: for each block the number of its group, from 0 up.
+        closure: of the groups, which may have more to keep to than their blocks.
+
+    Returns:
+        No two that are the same, the first and the last as before; what was known of their cuts is lost.
+    """
+    into = np.array(groups, dtype=np.int64)
+    order, firsts = np.argsort(into, kind="stable"), np.searchsorted(np.sort(into), np.arange(into.max() + 1))
+    lower = np.logical_or.reduceat(spans.lower[:, order], firsts, axis=1)
+    upper = np.logical_and.reduceat(spans.upper[:, order], firsts, axis=1)
+    for group in range(lower.shape[1]):
+        one = np.array([group])
+        lower[lower[:, group]] |= closure.before(one)[0]
+        upper[~upper[:, group]] &= ~closure.after(one)[0]
+    there = np.flatnonzero((lower <= upper).all(axis=1))
+    rows = np.packbits(np.concatenate([lower, upper], axis=1)[there], axis=1)
+    _, first, same = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    alive = np.zeros((len(spans.alive), len(first)), dtype=np.bool_)
+    np.logical_or.at(alive.T, same.ravel(), spans.alive.T[there])
+    kept = np.argsort(first)
+    chosen, none = there[first[kept]], np.zeros(len(first), dtype=np.int64)
+    return Spans(lower[chosen], upper[chosen], alive[:, kept], none, none.astype(np.bool_))
 
 
 def _looked_up(of_byte: Floats, bits: npt.NDArray[np.uint8]) -> Floats:

@@ -7,8 +7,9 @@ import pytest
 from chains import optimum, random_quotient
 from hard_cases import GRAPHS, fleet
 
-from autosplit.solvers.blocks.alike import in_order
-from autosplit.solvers.blocks.contract import contracted
+import autosplit.solvers.certificate.certify
+from autosplit.solvers.blocks.alike import in_order, in_order_still
+from autosplit.solvers.blocks.contract import contracted, grouped
 from autosplit.solvers.blocks.fleet import Fleet
 from autosplit.solvers.blocks.quotient import Quotient
 from autosplit.solvers.certificate.certify import certify
@@ -80,6 +81,12 @@ def test_same_optimum_on_random_graphs() -> None:
     assert sum(check(seed) > 0 for seed in range(250)) > 120
 
 
+def test_same_optimum_where_blocks_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autosplit.solvers.certificate.certify, "_MANY", 0)
+    monkeypatch.setattr(autosplit.solvers.certificate.certify, "_FEWER", 0.95)
+    assert sum(check(seed) > 0 for seed in range(500, 700)) > 90
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(40))
 def test_same_optimum_on_many_random_graphs(part: int) -> None:
@@ -99,6 +106,28 @@ def test_a_difference_anywhere_keeps_branches_apart() -> None:
         Quotient.of_numbers(work, [*plain, (1, 2, [0])], before),
     ):
         assert in_order(quotient).before == quotient.before
+
+
+def test_branches_that_are_alike_once_others_are_merged() -> None:
+    """Two blocks that read the first and are read each by one of two blocks in a row."""
+    wires = [(1, 0, [1, 3]), (9, 0, [2]), (2, 1, [2]), (9, 2, [4]), (2, 3, [4])]
+    quotient = Quotient.of_numbers([[5, 3, 20, 3, 20]], wires)
+    assert in_order(quotient).before == quotient.before
+    merged = grouped(quotient, [0, 1, 3, 2, 3])
+    assert in_order_still(merged, merged).before == ((), (0,), (0, 1), (0, 1, 2))
+
+
+def test_an_order_that_is_there_is_kept() -> None:
+    """Of three alike branches two are in order; then all are, and where the first two differ only the old order is."""
+    before = [[], [0], [0], [0], [1, 2, 3]]
+    wires = [(1, 0, [1, 2, 3]), *((2, branch, [4]) for branch in (1, 2, 3))]
+    ordered = [[], [0], [0, 1], [0], [1, 2, 3]]
+    for work, expected in (
+        ([1, 5, 5, 5, 1], ((), (0,), (0, 1), (0, 2), (1, 2, 3))),
+        ([1, 5, 6, 6, 1], ((), (0,), (0, 1), (0,), (1, 2, 3))),
+    ):
+        plain = Quotient.of_numbers([work], wires, before)
+        assert in_order_still(Quotient.of_numbers([work], wires, ordered), plain).before == expected
 
 
 def test_experts_of_a_mixture_in_order() -> None:

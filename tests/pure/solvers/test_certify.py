@@ -7,11 +7,13 @@ import pytest
 from chains import optimum, random_quotient
 from hard_cases import GRAPHS, fleet
 
+import autosplit.solvers.certificate.certify
 import autosplit.solvers.certificate.cuts
+from autosplit.solvers.blocks.contract import grouped
 from autosplit.solvers.blocks.fleet import Fleet, Kind
 from autosplit.solvers.blocks.quotient import Load, Quotient, bottleneck, stage_ns
 from autosplit.solvers.certificate.certify import Certificate, certify
-from autosplit.solvers.certificate.spans import Closure, Spans
+from autosplit.solvers.certificate.spans import Closure, Spans, never_apart, spans_of_groups
 from autosplit.solvers.certificate.tolls import Tolls
 from autosplit.solvers.stages.contiguous import by_orders
 from autosplit.solvers.stages.dynamic import Flight
@@ -54,6 +56,56 @@ def test_whatever_counts_as_near(reach: float, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(autosplit.solvers.certificate.cuts, "_REACH", reach)
     for seed in range(5000, 5030):
         check(seed, 10)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_exact_where_few_spans_are_cut_and_blocks_are_merged_at_once(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autosplit.solvers.certificate.certify, "_MANY", 0)
+    monkeypatch.setattr(autosplit.solvers.certificate.certify, "_FEWER", 0.95)
+    for seed in range(60 * part, 60 * (part + 1)):
+        check(seed, 10)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(20))
+def test_exact_where_few_spans_are_cut_and_blocks_are_merged_on_many_graphs(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autosplit.solvers.certificate.certify, "_MANY", 0)
+    monkeypatch.setattr(autosplit.solvers.certificate.certify, "_FEWER", 0.95)
+    for seed in range(20_000 + 80 * part, 20_000 + 80 * (part + 1)):
+        check(seed, 13)
+
+
+def test_groups_are_what_no_downset_of_any_span_takes_apart() -> None:
+    merged = 0
+    for seed in range(100):
+        quotient, devices, _ = random_quotient(seed, 12)
+        ends = np.array([[False] * len(quotient), [True] * len(quotient)])
+        spans, inside = whole(quotient, devices, np.random.default_rng(seed))
+        spans = spans.take(np.arange(seed % 4))
+        lower, upper = (np.concatenate([ends[:1], rows, ends[1:]]) for rows in (spans.lower, spans.upper))
+        size, none = len(lower), np.zeros(len(lower), dtype=np.int64)
+        alive = np.eye(len(devices.states), size, dtype=np.bool_)
+        spans = Spans(lower, upper, alive, none, none.astype(np.bool_))
+        groups = np.array(never_apart(spans))
+        together = groups[:, None] == groups
+        apart = np.logical_or.reduce(upper[:, :, None] & ~lower[:, None, :])
+        np.fill_diagonal(apart, False)
+        assert (together == ~(apart | apart.T)).all(), seed
+        fewer = grouped(quotient, groups.tolist())
+        assert all(other < block for block, others in enumerate(fewer.before) for other in others)
+        found = spans_of_groups(spans, groups.tolist(), Closure(fewer))
+        merged += len(fewer) < len(quotient)
+        for number, downsets in enumerate(inside[: seed % 4]):
+            for downset in downsets:  # each is one of groups, and in a span of the same states
+                kept = np.array([downset[groups == group].all() for group in range(len(fewer))])
+                assert (kept[groups] == downset).all(), seed
+                holds = (found.lower <= kept).all(axis=1) & (kept <= found.upper).all(axis=1)
+                assert (found.alive[:, holds].any(axis=1) >= alive[:, number + 1]).all(), seed
+    assert merged > 50
 
 
 def test_little_effort_gives_a_bound_that_holds() -> None:
