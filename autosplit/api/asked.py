@@ -48,6 +48,7 @@ class Asked:
     batch: BatchChoice
     microbatches: MicrobatchesChoice = "auto"
     schedule: ScheduleChoice = "auto"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.batch not in (None, "max"):
@@ -63,6 +64,8 @@ class Asked:
             if value not in known:
                 raise PlanError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
         check_pipeline(self.strategy, self.microbatches, self.schedule)
+        if type(self.accumulate) is not int or self.accumulate < 1:
+            raise PlanError(f"accumulate={self.accumulate!r}: expected a number of calls before a step, 1 or more")
 
     def on(self, cluster: Cluster) -> Asked:
         """The same of other devices."""
@@ -71,6 +74,8 @@ class Asked:
     def request(self, model: nn.Module) -> Request:
         """The request for the mode that the model is in now."""
         mode: Mode = self.mode or ("train" if model.training else "infer")
+        if self.accumulate > 1 and mode == "infer":
+            raise PlanError(f"accumulate={self.accumulate} adds up gradients, and inference has none: leave it out")
         return Request(
             self.cluster,
             mode,
@@ -83,4 +88,5 @@ class Asked:
             batch=self.batch,
             microbatches=self.microbatches,
             schedule=self.schedule,
+            accumulate=self.accumulate,
         )

@@ -78,6 +78,7 @@ def describe(problem: Problem, candidate: Candidate, choice: Choice = PLAIN) -> 
         weight_forms=weight_forms(problem.model),
         graph_fingerprint=graph_fingerprint(problem.program),
         optimizer=problem.optimizer_name,
+        accumulate=problem.request.accumulate,
     )
     check_plan(plan, problem.graph)
     return plan
@@ -200,4 +201,6 @@ def _assumptions(problem: Problem, candidate: Candidate, strategy: Strategy) -> 
         said.append("inference: under torch.no_grad(); a call that records gradients keeps more")
     else:
         said.append("training: a steady step; a loss computed outside the model is not counted")
+    if problem.request.accumulate > 1:
+        said.append(f"training: gradients of {problem.request.accumulate} calls are added up for it; times are of one")
     return said

@@ -150,6 +150,7 @@ def with_inputs(
         optimizer=None if plan.mode == "infer" else (plan.optimizer if optimizer is None else optimizer),
         placement=plan.placement,
         profile=False,
+        accumulate=plan.accumulate,
     )
     problem = Problem(model, request, captured, plan.io_device)
     fresh = describe(problem, search(problem))

@@ -78,7 +78,7 @@ class MicroBatches:
         """As many micro-batches in flight on each device, in the order of the stages, as the schedule holds."""
         model = CostModel(microbatches=count, schedule=schedule)
         in_flight = {device: model.in_flight(len(devices) - stage) for stage, device in enumerate(devices)}
-        return Workload(microbatches=count, in_flight=in_flight)
+        return Workload(microbatches=count * self.problem.request.accumulate, in_flight=in_flight)
 
     def held(self, problem: Problem, workload: Workload) -> Problem:
         """The problem of one micro-batch with several in flight."""

@@ -45,6 +45,7 @@ class Request:
     capture: Rung | None = None
     profile: ProfileChoice = "auto"
     workload: Workload | None = None
+    accumulate: int = 1
     batch: BatchChoice = None
     microbatches: MicrobatchesChoice = "auto"
     schedule: ScheduleChoice = "auto"
@@ -221,5 +222,5 @@ class Problem:
             mode=self.request.mode,
             optimizer=self.factory,
             kept=self.kept,
-            workload=self.request.workload,
+            workload=self.request.workload or Workload(microbatches=self.request.accumulate),
         )

@@ -24,7 +24,6 @@ from autosplit.api.problem import (
     BatchChoice,
     MicrobatchesChoice,
     ObjectiveChoice,
-    Request,
     ScheduleChoice,
     StrategyChoice,
 )
@@ -62,6 +61,7 @@ def plan(
     batch: BatchChoice = None,
     microbatches: MicrobatchesChoice = "auto",
     schedule: ScheduleChoice = "auto",
+    accumulate: int = 1,
 ) -> Plan:
     """Decide what of ``model`` runs where, without moving it or running it.
 
@@ -90,6 +90,8 @@ def plan(
             predicted time. A number is of "auto", "pipeline" and "hybrid" only.
         schedule: in which order a pipeline runs its passes: "gpipe" or "1f1b". "auto" takes GPipe where its memory
             fits, else 1F1B.
+        accumulate: calls, each with its backward, before the optimizer steps: from the second on gradients are there
+            from the start, which takes memory. Times are of one call.
 
     Returns:
         The plan; its memory figures in bytes are what the emitted program allocates on fake tensors.
@@ -119,6 +121,7 @@ def plan(
         batch,
         microbatches,
         schedule,
+        accumulate,
     )
     _check_inputs(args, kwargs)
     if is_uninitialised(model):
@@ -166,6 +169,7 @@ def partition(
     batch: BatchChoice = None,
     microbatches: MicrobatchesChoice = "auto",
     schedule: ScheduleChoice = "auto",
+    accumulate: int = 1,
     plan: PlanLike | None = None,
     verify: bool = False,
 ) -> nn.Module:
@@ -189,6 +193,7 @@ def partition(
         batch: as in plan; other batches run too, by the same plan.
         microbatches: as in plan.
         schedule: as in plan.
+        accumulate: as in plan.
         plan: a plan made before, or the path of its file; its placement is applied exactly, or refused as stale. With
             ``args`` or ``kwargs`` it is costed again for them (memory exactly; ``optimizer`` as given, else as
             planned); what else was asked beside it is not looked at.
@@ -204,24 +209,21 @@ def partition(
     with between_calls(model):
         _check_model(model)
     known = None if plan is None else given_plan(plan)
+
+    def ask(own: Cluster) -> Asked:
+        asked = mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
+        return Asked(own, *asked, accumulate)
+
     if is_across(strategy, known):
         if args is None and kwargs is None:
             raise PlanError("under a process group a pipeline is planned before the first call: pass args or kwargs")
-
-        def ask(own: Cluster) -> Request:
-            return Asked(
-                own, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
-            ).request(model)
-
-        return partition_across(model, devices, args or (), kwargs or {}, ask, known)
+        return partition_across(model, devices, args or (), kwargs or {}, lambda own: ask(own).request(model), known)
     cluster = resolve(devices)
     torch_devices(cluster)
     if known is not None:
         known = seated(known, cluster)
         refuse_devices(known, cluster)
-    asked = Asked(
-        cluster, mode, strategy, objective, optimizer, placement, capture, profile, batch, microbatches, schedule
-    )
+    asked = ask(cluster)
     if args is None and kwargs is None:
         return _partition_at_first_call(model, asked, verify) if known is None else apply_captured(model, known)
     with between_calls(model):

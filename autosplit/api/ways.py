@@ -17,7 +17,6 @@ from autosplit.api.search import search
 from autosplit.device import Cluster
 from autosplit.errors import AutosplitError, WayOut
 from autosplit.placement import Plan
-from autosplit.predict import Workload
 from autosplit.runtime import unsplit_class
 
 _OPTIMIZERS = {"adafactor": "Adafactor", "sgd": "SGD without momentum"}
@@ -131,17 +130,18 @@ class _Ways:
             if self.is_late():
                 raise _OutOfTimeError from None
             return
-        calls = -(-samples // best.batch)
-        how = f"pass {best.batch} samples at once in place of {samples}"
+        how, write = f"pass {best.batch} samples at once in place of {samples}", f"batch={best.batch}"
         if self.base.request.mode == "train":
-            how += f", and step after {calls} calls"
-        yield self.way("batch", f"batch={best.batch}", how, plan, times=samples / best.batch)
+            calls = -(-samples // best.batch) * self.base.request.accumulate
+            how, write = f"{how}, and step after {calls} calls", f"{write}, accumulate={calls}"
+        yield self.way("batch", write, how, plan, times=samples / best.batch)
 
     def accumulating(self) -> Trials:
         """The same trials, in training with gradients that are there already when the next samples come."""
         if self.base.request.mode == "infer":
             return self.trials
-        return replace(self.trials, request=replace(self.trials.request, workload=Workload(microbatches=2)), posed={})
+        calls = max(3, self.trials.request.accumulate)  # more are all like the third
+        return replace(self.trials, request=replace(self.trials.request, accumulate=calls), posed={})
 
     def posed(self, request: Request) -> Problem:
         """The same capture, for another request."""

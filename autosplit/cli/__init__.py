@@ -144,6 +144,13 @@ def autosplit() -> None:
     metavar="N|max",
     help="Samples in one call, in place of the inputs'; max: as many as fit.",
 )
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Calls whose gradients are added up before the optimizer steps.",
+)
 @allow_code_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the plan.")
 @pictures
@@ -163,6 +170,7 @@ def plan(
     capture: Any,
     profile: bool | None,
     batch: int | str | None,
+    accumulate: int,
     allow_code: bool,
     out: Path | None,
     as_json: bool,
@@ -181,6 +189,8 @@ def plan(
         raise click.UsageError("--optimizer is of training only: add --for train, or leave it out")
     if strategy in ("single", "replicate", "split") and (microbatches, schedule) != ("auto", "auto"):
         raise click.UsageError(f"--strategy {strategy} has no pipeline: leave out --microbatches and --schedule")
+    if accumulate > 1 and mode == "infer":
+        raise click.UsageError("--accumulate is of training only: add --for train, or leave it out")
     specs = parse_inputs(inputs)
     made = make_plan(
         model,
@@ -196,6 +206,7 @@ def plan(
         capture=capture,
         profile="auto" if profile is None else profile,
         batch=batch,
+        accumulate=accumulate,
     )
     if out is not None:
         _save(made, out)

@@ -114,6 +114,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         weight_forms: the same of each parameter and buffer, tied ones by each of their names.
         graph_fingerprint: sha256 of the captured graph: its nodes in program order, each with the forms it gives.
         optimizer: what training memory is planned for, where that has a name; None for an object, and in inference.
+        accumulate: calls whose gradients are added up before a step, in training.
     """
 
     format: int = PLAN_FORMAT
@@ -141,6 +142,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     weight_forms: dict[str, str] = {}
     graph_fingerprint: str = ""
     optimizer: OptimizerName | None = None
+    accumulate: Count = 1
 
     @property
     def is_edited(self) -> bool:

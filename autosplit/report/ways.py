@@ -49,8 +49,9 @@ class WaysTable:
             yield f"Not tried, for lack of time: {', '.join(self.error.not_tried)}."
 
     def _write(self, way: WayOut) -> str:
-        found = _ASSIGNED.fullmatch(way.write) if self.is_command and way.kind in _OPTIONS else None
-        return f"--{found[1]} {found[2]}" if found else way.write
+        if not self.is_command or way.kind not in _OPTIONS:
+            return way.write
+        return " ".join(f"--{name} {value}" for name, value in _ASSIGNED.findall(way.write))
 
 
 def _memory(way: WayOut) -> str:

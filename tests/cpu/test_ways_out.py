@@ -86,25 +86,32 @@ def test_they_are_sorted_by_what_they_cost(ways):
     assert all(way.relative_time >= 1.0 for way in ways.values())
 
 
+def written(way: WayOut) -> dict[str, int]:
+    return {name: int(value) for name, value in (word.split("=") for word in way.write.split(", "))}
+
+
 def test_fewer_samples_is_a_plan_of_so_many(model, ways):
     (way,) = (way for way in ways.values() if way.kind == "batch")
-    batch = int(way.write.removeprefix("batch="))
-    plan = autosplit.plan(model, DEVICES, samples(SAMPLES), mode="train", batch=batch)
-    peaks = {name: device.peak_bytes for name, device in plan.prediction.devices.items()}
-    assert all(way.peak_bytes[name] >= peak for name, peak in peaks.items())  # gradients are there already
-    assert way.how == f"pass {batch} samples at once in place of 32, and step after {-(-32 // batch)} calls"
+    asked = written(way)
+    plan = autosplit.plan(model, DEVICES, samples(SAMPLES), mode="train", **asked)
+    assert way.peak_bytes == {name: device.peak_bytes for name, device in plan.prediction.devices.items()}
+    assert plan.accumulate == asked["accumulate"] == -(-SAMPLES // asked["batch"])
+    assert way.how == f"pass {plan.batch} samples at once in place of 32, and step after {plan.accumulate} calls"
+    alone = autosplit.plan(model, DEVICES, samples(SAMPLES), mode="train", batch=asked["batch"])
+    peaks = {name: device.peak_bytes for name, device in alone.prediction.devices.items()}
+    assert all(way.peak_bytes[name] > peak for name, peak in peaks.items() if peak)  # gradients are there already
 
 
 def test_fewer_samples_hold_when_done_as_it_says(model, ways):
     (way,) = (way for way in ways.values() if way.kind == "batch")
-    batch = int(way.write.removeprefix("batch="))
+    asked = written(way)
     with sim.cluster(DEVICES) as cluster:
-        args = tuple(torch.zeros(x.shape).to("sim:0") for x in samples(batch))
+        args = tuple(torch.zeros(x.shape).to("sim:0") for x in samples(asked["batch"]))
         real = copy.deepcopy(model).to_empty(device="cpu")
-        split = autosplit.partition(real, cluster.devices, args, mode="train", strategy="single")
+        split = autosplit.partition(real, cluster.devices, args, mode="train", **asked)
         optimizer = torch.optim.AdamW(split.parameters())
         for _ in range(2):
-            for _ in range(-(-SAMPLES // batch)):
+            for _ in range(asked["accumulate"]):
                 split(*args).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -224,8 +231,8 @@ def test_the_command_line_prints_the_ways_out(capsys):
     assert document["not_tried"] == []
     assert "Ways out, cheapest first (each planned again" in said.err
     for way in document["ways_out"]:
-        option = {"batch": "--batch ", "optimizer": "--optimizer "}.get(way["kind"])
-        assert (way["write"] if option is None else option + way["write"].partition("=")[2].strip("'")) in said.err
+        words = "".join(f"--{word.replace('=', ' ')} " for word in way["write"].replace("'", "").split(", "))
+        assert (words.strip() if way["kind"] in ("batch", "optimizer") else way["write"]) in said.err
         assert set(way) == set(WayOut.__dataclass_fields__)
 
 
