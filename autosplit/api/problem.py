@@ -104,13 +104,8 @@ class Problem:
         if asked is None:
             self.assumptions.append("optimizer: AdamW, as none was named")
         on_host = all(device.kind == "cpu" for device in self.cluster.devices)
-        make = optimizer_factory("adamw" if asked is None else asked, foreach=not on_host)
-
-        def made(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
-            with steps_without_data():
-                return make(parameters)
-
-        return made
+        weights = dict(self.model.named_parameters())
+        return optimizer_factory("adamw" if asked is None else asked, foreach=not on_host, weights=weights)
 
     @cached_property
     def optimizer_cost(self) -> OptimizerCost | None:

@@ -36,6 +36,7 @@ __all__ = [
 
 
 _PROBE_SIDE = 4096
+_PROBE = "probe"
 
 
 def fake_devices(cluster: Cluster) -> dict[str, torch.device]:
@@ -92,7 +93,7 @@ def predict_memory(
         ):
             values, placed, weight_bytes = homes.place(tracker)
             steps = Steps(tracker, run, values, partial(homes.batch, placed), held, workload.microbatches, kept)
-            trained = [weight for weight in placed.values() if weight.requires_grad]
+            trained = {name: weight for name, weight in placed.items() if weight.requires_grad}
             log = steps.train(trained, optimizer) if mode == "train" else steps.infer()
         found[held] = replay(log, cluster, weight_bytes)
     return {name: found[workload.held_on(name)][name] for name in cluster.names}
@@ -156,7 +157,7 @@ def measure_optimizer(factory: OptimizerFactory) -> tuple[float, float]:
         parameter.grad = torch.empty_like(parameter)
         tracker.settle([parameter, parameter.grad], "weights")
         with tracker.making("optimizer"):
-            optimizer = factory([parameter])
+            optimizer = factory({_PROBE: parameter})
         for _ in range(2):
             since = tracker.log.mark()
             with tracker.making("workspace"):

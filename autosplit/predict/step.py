@@ -14,7 +14,7 @@ from autosplit.predict.ledger import Log, Step
 from autosplit.predict.tracker import Tracker
 from autosplit.program import tensor_leaves
 
-OptimizerFactory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Mapping[str, torch.Tensor]], torch.optim.Optimizer]
 
 _STEADY = 2  # micro-batches after those in flight, from which on all are alike
 
@@ -91,13 +91,14 @@ class Steps:
                 self.tracker.settle(tensor_leaves(put_away), "cache")
         return self.tracker.log
 
-    def train(self, parameters: list[torch.Tensor], factory: OptimizerFactory | None) -> Log:
+    def train(self, trained: Mapping[str, torch.Tensor], factory: OptimizerFactory | None) -> Log:
         """Two training steps; in the second the optimizer's state is there from the start, as in all that follow.
 
         The passes of both are the same, so they are run once and noted twice, unless an update lets go of gradients.
         """
+        parameters = list(trained.values())
         with self.tracker.making("optimizer"):
-            optimizers = [factory(group) for group in _by_device(parameters)] if factory else []
+            optimizers = [factory(group) for group in _by_device(trained)] if factory else []
         results: list[Any] = []
         passes = self.tracker.now()
         self._pass(parameters, results)
@@ -163,10 +164,10 @@ class Steps:
         self.tracker.settle_new(since, "optimizer")
 
 
-def _by_device(parameters: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    groups: dict[torch.device, list[torch.Tensor]] = {}
-    for parameter in parameters:
-        groups.setdefault(parameter.device, []).append(parameter)
+def _by_device(parameters: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    groups: dict[torch.device, dict[str, torch.Tensor]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(parameter.device, {})[name] = parameter
     return list(groups.values())
 
 

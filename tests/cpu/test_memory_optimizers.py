@@ -110,6 +110,46 @@ def test_a_step_is_predicted_to_the_byte(name: str) -> None:
             assert kept > 0
 
 
+def halves(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    matrices = [p for p in net.parameters() if p.dim() > 1]
+    return matrices, [p for p in net.parameters() if p.dim() == 1]
+
+
+INSTANCES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "options in a group": lambda net: torch.optim.RMSprop(
+        [{"params": net.parameters(), "momentum": 0.9, "centered": True}], foreach=True
+    ),
+    "options in one of two": lambda net: torch.optim.SGD(
+        [{"params": halves(net)[0], "momentum": 0.9}, {"params": halves(net)[1]}], lr=1e-3, foreach=True
+    ),
+    "some weights": lambda net: torch.optim.AdamW(halves(net)[1], foreach=True),
+    "weights of one device": lambda net: torch.optim.AdamW(net[0].parameters(), foreach=True),
+}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("name", INSTANCES)
+def test_an_instance_is_planned_with_its_groups(name: str, devices: int) -> None:
+    with sim.cluster(["1GiB"] * devices) as cluster:
+        batch, net = torch.randn(32, 256, device="sim:0"), model()
+        optimizer = INSTANCES[name](net)
+        placement = {str(i): f"sim:{i * devices // len(net)}" for i in range(len(net))}
+        asked = {"mode": "train", "placement": placement, "optimizer": optimizer}
+        split = autosplit.partition(net, cluster.devices, (batch,), **asked)
+        gc.collect()
+        cluster.reset_peaks()
+        for _ in range(3):
+            out = split(batch)
+            loss = out.sum()
+            loss.backward()
+            optimizer.step()
+            split.zero_grad()
+            del out, loss
+        for device, predicted in split.plan.prediction.devices.items():
+            assert predicted.peak_bytes == cluster.peak_bytes(device)
+            assert predicted.reserved_bytes == cluster.peak_reserved_bytes(device)
+
+
 def test_what_is_kept_in_8_bits_is_a_quarter_and_its_scales() -> None:
     parts = {
         name: autosplit.plan(model(), "1x1GiB", (torch.randn(32, 256),), mode="train", optimizer=OPTIMIZERS[name])
