@@ -72,6 +72,39 @@ def test_micro_batches_are_predicted_to_the_byte(microbatches: int, in_flight: i
     assert (footprint.peak_bytes, footprint.reserved_bytes) == tracked(microbatches, in_flight)
 
 
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_calls_before_a_step_are_predicted_to_the_byte(calls: int) -> None:
+    with sim.cluster(["1GiB"]):
+        x = torch.randn(BATCH, WIDTH, device="sim:0")
+        asked = {"mode": "train", "strategy": "single", "optimizer": "adamw", "accumulate": calls}
+        plan = autosplit.plan(model(), ["sim:0"], (x,), **asked)
+    device = plan.prediction.devices["sim:0"]
+    assert (device.peak_bytes, device.reserved_bytes) == tracked(calls, 1)
+    assert plan.accumulate == calls
+    assert any("calls are added up" in words for words in plan.assumptions) == (calls > 1)
+
+
+def test_calls_before_a_step_are_of_training_and_counted() -> None:
+    for asked, said in (
+        ({"mode": "train", "accumulate": 0}, "accumulate=0: expected a number of calls"),
+        ({"mode": "infer", "accumulate": 2}, "accumulate=2 adds up gradients, and inference has none"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            autosplit.plan(model(), "1x1GiB", (torch.randn(BATCH, WIDTH),), **asked)
+
+
+def test_an_applied_plan_keeps_its_calls(tmp_path) -> None:
+    x, peaks = torch.randn(BATCH, WIDTH), {}
+    for calls in (1, 3):
+        path = tmp_path / f"{calls}.json"
+        autosplit.plan(model(), "1x1GiB", (x,), mode="train", optimizer="sgd", accumulate=calls).save(path)
+        with sim.cluster(["1GiB"]):
+            split = autosplit.partition(model().train(), ["sim:0"], (x[: BATCH // 2].to("sim:0"),), plan=path)
+        assert split.plan.accumulate == calls
+        peaks[calls] = split.plan.prediction.devices["sim:0"].peak_bytes
+    assert peaks[3] > peaks[1]
+
+
 def test_each_micro_batch_in_flight_holds_its_own_activations() -> None:
     peaks = [
         predicted("1x1GiB", Workload(8, held), "gpu:0")["gpu:0"].breakdown.activations_bytes for held in (2, 3, 4, 8)
