@@ -123,7 +123,7 @@ def certify(
         fewer = [again[group] for group in proof.fewer]
         plain, groups = grouped(plain, fewer), [fewer[group] for group in groups]
         quotient = in_order_still(quotient, plain)
-        spans = spans_of_groups(proof.left, fewer, Closure(quotient))
+        spans = spans_of_groups(proof.left, fewer, quotient)
         proof = _Proof(quotient, fleet, flight, found, spans)
 
 
@@ -173,7 +173,7 @@ class _Proof:
 
         Where the effort or the limits end before a proof, the bound is raised as far as the rest allows.
         """
-        self.asked = effort
+        self.asked, effort = effort, effort and max(effort, _FIRST)
         ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
         while self.bound_ns < self.best_ns and self.spent < effort and not stop():
             outcome = self._refine(most_ns, min(self.spent + share, effort), stop)
