@@ -48,7 +48,7 @@ _MOST_CELLS = 60_000_000
 _MOST_PAIRS = 6_000_000
 _EXACT = 2**51
 _FEWER = 0.75
-_NEAR, _FINE = 20, 2**14
+_NEAR, _FAR, _STEP, _FINE = 20, (4, 5), 12, 2**14
 
 
 class Certificate(NamedTuple):
@@ -123,7 +123,7 @@ def certify(
         fewer = [again[group] for group in proof.fewer]
         plain, groups = grouped(plain, fewer), [fewer[group] for group in groups]
         quotient = in_order_still(quotient, plain)
-        spans = spans_of_groups(proof.left, fewer, Closure(quotient))
+        spans = spans_of_groups(proof.left, fewer, quotient)
         proof = _Proof(quotient, fleet, flight, found, spans)
 
 
@@ -173,7 +173,7 @@ class _Proof:
 
         Where the effort or the limits end before a proof, the bound is raised as far as the rest allows.
         """
-        self.asked = effort
+        self.asked, effort = effort, effort and max(effort, _FIRST)
         ceiling, share, most_ns = self.best_ns, _FIRST, self.best_ns - 1
         while self.bound_ns < self.best_ns and self.spent < effort and not stop():
             outcome = self._refine(most_ns, min(self.spent + share, effort), stop)
@@ -189,7 +189,13 @@ class _Proof:
             if ceiling < self.best_ns and ceiling - self.bound_ns <= ceiling // 100:
                 return
             to_top = (near and outcome is not _Outcome.FULL) or (outcome is _Outcome.SPENT and not at_top)
-            most_ns = ceiling - 1 if to_top else (self.bound_ns + ceiling) // 2
+            far = self.bound_ns * _FAR[1] < ceiling * _FAR[0]  # then a higher bound is worth more than a proof
+            if far and outcome is _Outcome.SPENT and not at_top:
+                continue
+            middle_ns = (self.bound_ns + ceiling) // 2
+            if far and outcome is _Outcome.PROVED:
+                middle_ns = min(middle_ns, self.bound_ns + self.bound_ns // _STEP)
+            most_ns = ceiling - 1 if to_top else middle_ns
 
     def _trivial(self) -> int:
         """The work shared out by speed, and the largest block."""

@@ -134,25 +134,28 @@ def never_apart(spans: Spans) -> list[int]:
     return groups
 
 
-def spans_of_groups(spans: Spans, groups: Sequence[int], closure: Closure) -> Spans:
+def spans_of_groups(spans: Spans, groups: Sequence[int], quotient: Quotient) -> Spans:
     """Spans of the downsets of groups of blocks that lie in the spans given.
 
     Args:
         spans: of blocks; the first is that of the empty downset, the last that of all.
         groups: for each block the number of its group, from 0 up.
-        closure: of the groups, which may have more to keep to than their blocks.
+        quotient: the groups, which may have more to keep to than their blocks.
 
     Returns:
         No two that are the same, the first and the last as before; what was known of their cuts is lost.
     """
     into = np.array(groups, dtype=np.int64)
     order, firsts = np.argsort(into, kind="stable"), np.searchsorted(np.sort(into), np.arange(into.max() + 1))
-    lower = np.logical_or.reduceat(spans.lower[:, order], firsts, axis=1)
-    upper = np.logical_and.reduceat(spans.upper[:, order], firsts, axis=1)
-    for group in range(lower.shape[1]):
-        one = np.array([group])
-        lower[lower[:, group]] |= closure.before(one)[0]
-        upper[~upper[:, group]] &= ~closure.after(one)[0]
+    low = np.logical_or.reduceat(spans.lower.T[order], firsts)
+    high = np.logical_and.reduceat(spans.upper.T[order], firsts)
+    for group in reversed(range(len(quotient))):
+        for other in quotient.before[group]:
+            low[other] |= low[group]
+    for group in range(len(quotient)):
+        for other in quotient.before[group]:
+            high[group] &= high[other]
+    lower, upper = np.ascontiguousarray(low.T), np.ascontiguousarray(high.T)
     there = np.flatnonzero((lower <= upper).all(axis=1))
     rows = np.packbits(np.concatenate([lower, upper], axis=1)[there], axis=1)
     _, first, same = np.unique(rows, axis=0, return_index=True, return_inverse=True)

@@ -97,7 +97,7 @@ def test_groups_are_what_no_downset_of_any_span_takes_apart() -> None:
         assert (together == ~(apart | apart.T)).all(), seed
         fewer = grouped(quotient, groups.tolist())
         assert all(other < block for block, others in enumerate(fewer.before) for other in others)
-        found = spans_of_groups(spans, groups.tolist(), Closure(fewer))
+        found = spans_of_groups(spans, groups.tolist(), fewer)
         merged += len(fewer) < len(quotient)
         for number, downsets in enumerate(inside[: seed % 4]):
             for downset in downsets:  # each is one of groups, and in a span of the same states
