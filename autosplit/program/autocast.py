@@ -164,7 +164,12 @@ class Casts:
     def install(self, library: torch.library.Library, anything: torch.library.Library) -> None:
         """Register the lists, and that every other operator passes through."""
         anything.fallback(torch.library.fallthrough_kernel, self.key)
-        lists = ((_LOWER, self._to_low), (_FP32, self._to_full), (_FP32_RESULT, self._ask_full), (_WIDEST, self._widest))
+        lists = (
+            (_LOWER, self._to_low),
+            (_FP32, self._to_full),
+            (_FP32_RESULT, self._ask_full),
+            (_WIDEST, self._widest),
+        )
         for names, prepare in lists:
             for name in names:
                 library.impl(name, partial(self._call, overload(name), prepare), self.key)
