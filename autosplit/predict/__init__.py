@@ -19,7 +19,7 @@ from autosplit.predict.ledger import Footprint, replay
 from autosplit.predict.played import Played, Stretch
 from autosplit.predict.step import OptimizerFactory, Steps, Workload, training_loss
 from autosplit.predict.tracker import Tracker, active_tracker
-from autosplit.program import AcceleratorForms, Input, Spec, closed_on_error, fake_mode, following
+from autosplit.program import AcceleratorForms, Input, Spec, accelerator_casts, closed_on_error, fake_mode, following
 
 __all__ = [
     "Footprint",
@@ -81,13 +81,15 @@ def predict_memory(
     found: dict[int, dict[str, Footprint]] = {}
     for held in {workload.held_on(name) for name in cluster.names}:
         tracker = Tracker(len(cluster.devices))
-        forms = nullcontext() if all(device.kind == "cpu" for device in cluster.devices) else AcceleratorForms()
+        on_cpus = all(device.kind == "cpu" for device in cluster.devices)
+        forms, casts = (nullcontext(), nullcontext()) if on_cpus else (AcceleratorForms(), accelerator_casts())
         with (
             closed_on_error(),
             fake_mode(),
             torch.set_grad_enabled(mode == "train"),
             tracker,
             forms,
+            casts,
             tracker.calls,
             following(tracker.sums),
         ):

@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms, literal
+from autosplit.program.autocast import accelerator_casts
 from autosplit.program.copies import COPIED
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.effects import analyse, written_tensors
@@ -51,6 +52,7 @@ __all__ = [
     "Recorded",
     "Spec",
     "Value",
+    "accelerator_casts",
     "call_on_fakes",
     "closed_on_error",
     "fake_mode",

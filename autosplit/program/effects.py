@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from autosplit.errors import CaptureError
 from autosplit.graph import Mode
 from autosplit.program.accelerator import AcceleratorForms
+from autosplit.program.autocast import accelerator_casts
 from autosplit.program.copies import Copy, DifferentError, copies_of
 from autosplit.program.dependent import call_on_fakes
 from autosplit.program.facts import Facts, Input, Leaf, Spec, form_of, tensor_leaves
@@ -223,7 +224,7 @@ class _Analysis(fx.Interpreter):
 def analyse(graph_module: fx.GraphModule, inputs: Sequence[Input], mode: Mode) -> dict[fx.Node, Facts]:
     """Run the graph once on fake tensors on the logical CPU, gradients on in "train", and note what each node does."""
     analysis = _Analysis(graph_module)
-    with closed_on_error(), fake_mode(), torch.set_grad_enabled(mode == "train"):
+    with closed_on_error(), fake_mode(), torch.set_grad_enabled(mode == "train"), accelerator_casts():
         try:
             analysis.run(*[source.spec.empty() if source.spec else source.value for source in inputs])
         finally:  # autograd holds the analysis by its hooks, out of the collector's sight

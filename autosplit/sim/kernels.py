@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from autosplit.program.autocast import overload
 from autosplit.sim import world as _world
 from autosplit.sim.adopt import alias, new
 from autosplit.sim.fallback import Kernel, run, set_memory
@@ -43,13 +44,6 @@ _PREFER_KERNEL = (
 )
 # Their CPU out= kernels resize the output twice and warn of it; the functional ones do not.
 _OUT_BY_FUNCTION = ("mse_loss", "smooth_l1_loss")
-
-
-def overload(name: str) -> torch._ops.OpOverload:
-    """The aten operator ``name`` or ``name.overload``."""
-    packet, _, variant = name.partition(".")
-    op: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), variant or "default")
-    return op
 
 
 def direct(op: torch._ops.OpOverload) -> Callable[..., Any]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from autosplit.sim import autocast, sums
+from autosplit.sim import sums
 from autosplit.sim import world as _world
 from autosplit.sim.adopt import new
+from autosplit.sim.autocast import CASTS
 
 
 def install_for_good() -> None:
@@ -41,14 +42,11 @@ def while_open() -> Iterator[None]:
     with (
         _replaced(torch.autograd.graph, "_engine_run_backward", run_backward),
         _replaced(torch.autograd, "_engine_run_backward", run_backward),
-        _replaced(torch, "clear_autocast_cache", _forgetting(torch.clear_autocast_cache)),
+        CASTS.forgetting(),
         _replaced(torch.utils, "swap_tensors", _swapping(torch.utils.swap_tensors)),
         _replaced(torch.nn.Module, "_apply", _applying(torch.nn.Module._apply)),
     ):
-        try:
-            yield
-        finally:
-            autocast.forget_low_copies()
+        yield
 
 
 @contextmanager
@@ -69,16 +67,6 @@ def _single_threaded(run_backward: Callable[..., Any]) -> Callable[..., Any]:
             return run_backward(roots, *args, **kwargs)
 
     return engine
-
-
-def _forgetting(clear_autocast_cache: Callable[[], None]) -> Callable[[], None]:
-    """Autocast's cache of cast parameters is C++; ours ends when it does."""
-
-    def clear() -> None:
-        autocast.forget_low_copies()
-        clear_autocast_cache()
-
-    return clear
 
 
 def _swapping(swap: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:

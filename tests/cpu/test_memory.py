@@ -171,25 +171,36 @@ def test_sums_of_gradients_are_predicted_to_the_byte(function) -> None:
     assert_exact(Of(function), (torch.ones(SIDE, SIDE),), optimizer="sgd")
 
 
-def assert_exact(model: nn.Module, args: tuple[torch.Tensor, ...], *, optimizer: str, autocast: bool = False) -> None:
-    """Predicted and tracked peaks of training on one virtual device are the same."""
-    with sim.cluster(["1GiB"]) as cluster:
+def assert_exact(
+    model: nn.Module,
+    args: tuple[torch.Tensor, ...],
+    *,
+    optimizer: str,
+    autocast: torch.dtype | None = None,
+    devices: int = 1,
+) -> None:
+    """Predicted and tracked peaks of training on virtual devices are the same."""
+    how = {"strategy": "split", "objective": "memory"} if devices > 1 else {}
+    with sim.cluster(["1GiB"] * devices) as cluster:
         args = tuple(arg.to("sim:0") for arg in args)
-        with torch.autocast("sim", dtype=torch.bfloat16, enabled=autocast):
-            split = autosplit.partition(copy.deepcopy(model), cluster.devices, args, mode="train", optimizer=optimizer)
+        with torch.autocast("sim", dtype=autocast, enabled=autocast is not None):
+            split = autosplit.partition(
+                copy.deepcopy(model), cluster.devices, args, mode="train", optimizer=optimizer, **how
+            )
+        assert len(set(split.plan.placement.values())) == devices
         stepper = memory.CASES[optimizer](split.parameters(), lr=1e-3, foreach=True)
         gc.collect()
         cluster.reset_peaks()
         for _ in range(3):
-            with torch.autocast("sim", dtype=torch.bfloat16, enabled=autocast):
+            with torch.autocast("sim", dtype=autocast, enabled=autocast is not None):
                 loss = split(*args)
             loss.backward()
             stepper.step()
             stepper.zero_grad()
             del loss
-        device = split.plan.prediction.devices["sim:0"]
-        assert device.peak_bytes == cluster.peak_bytes("sim:0")
-        assert device.reserved_bytes == cluster.peak_reserved_bytes("sim:0")
+        for name, device in split.plan.prediction.devices.items():
+            assert device.peak_bytes == cluster.peak_bytes(name)
+            assert device.reserved_bytes == cluster.peak_reserved_bytes(name)
 
 
 # ---------------------------------------------------------------- regions
@@ -219,7 +230,32 @@ def test_activation_checkpointing_is_predicted_to_the_byte_and_saves() -> None:
 
 
 def test_autocast_is_predicted_to_the_byte() -> None:
-    assert_exact(Checkpointed(False), (torch.ones(512, SIDE),), optimizer="adamw", autocast=True)
+    assert_exact(Checkpointed(False), (torch.ones(512, SIDE),), optimizer="adamw", autocast=torch.bfloat16)
+
+
+class Attending(nn.Module):
+    """Layers whose softmax, norms and powers accelerators' autocast takes in float32, and the CPU's does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(SIDE) for _ in range(4))
+        self.projections = nn.ModuleList(nn.Linear(SIDE, 3 * SIDE) for _ in range(4))
+        self.mix = nn.Parameter(torch.eye(SIDE))
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        for norm, project in zip(self.norms, self.projections, strict=True):
+            query, key, value = project(norm(x)).chunk(3, -1)
+            scores = (query @ key.transpose(-1, -2)).softmax(-1)
+            x = x + torch.einsum("bij,bjk,kl->bil", scores, value, self.mix)
+            x = x * x.pow(2).mean(-1, keepdim=True).rsqrt()
+        return F.cross_entropy(torch.cat((x, x @ self.mix), -1).flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_autocast_is_predicted_by_the_lists_of_accelerators(devices: int, dtype: torch.dtype) -> None:
+    args = torch.ones(4, 4 * SIDE, SIDE), torch.zeros(4, 4 * SIDE, dtype=torch.long)
+    assert_exact(Attending(), args, optimizer="adamw", autocast=dtype, devices=devices)
 
 
 # ---------------------------------------------------------------- the log
