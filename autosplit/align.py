@@ -157,7 +157,13 @@ class Part:
         self._call = call
         self.__signature__ = inspect.signature(plain_forward(module))  # what libraries look at before they call
 
-    @torch.compiler.disable(reason="a part captures its own forward")  # type: ignore[untyped-decorator]
+    @property
+    def __code__(self) -> types.CodeType:
+        """That of the forward it stands for: torch.export reads a line number of it."""
+        code: types.CodeType = plain_forward(self._module).__code__
+        return code
+
+    @torch.compiler.disable(reason="a part captures its own forward; torch.export it with strict=False")  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the submodule."""
         device = first_device(args, kwargs) if _current() is None else None

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from autosplit.align import add_part, aligned, call_unit, homes_below, parts_below, remove_parts, unaligned
-from autosplit.capture import Captured, Compile, Frontend, Run, part_names
+from autosplit.capture import Captured, Compile, Frontend, Run, part_names, without_parts
 from autosplit.device import HOST
 from autosplit.emit import Emitted, assign, check_split, rewrite
-from autosplit.errors import CaptureError
+from autosplit.errors import CaptureError, PlanError
 from autosplit.hardware import torch_devices
 from autosplit.holders import first_device, to_device
 from autosplit.placement import Plan
@@ -75,7 +75,11 @@ class Caller:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``; one thread at a time, as its parts swap weights that the others read."""
         with self._lock:
-            return self._call(model, args, kwargs)
+            call = self._exported if torch.compiler.is_exporting() else self._call
+            return call(model, args, kwargs)
+
+    def _exported(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return exported(model, args, kwargs)
 
     def _call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = (model.training, torch.is_grad_enabled())
@@ -111,6 +115,22 @@ class Caller:
         with aligned():
             result = unsplit_class(model).forward(model, *args, **kwargs)
         return result if self._path or device is None else to_device(result, device)
+
+
+def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call that torch.export records: the forward as the user wrote it.
+
+    Raises:
+        PlanError: its weights are on several devices.
+    """
+    homes = {str(weight.device) for weight in (*model.parameters(), *model.buffers())}
+    if len(homes) > 1:
+        raise PlanError(
+            f"torch.export of a {type(model).__name__} whose weights are on {', '.join(sorted(homes))}: an exported "
+            "program runs on one device; bring the model to one first (model.to('cpu')), or export it before the split"
+        )
+    with without_parts(model):
+        return unsplit_class(model).forward(model, *args, **kwargs)
 
 
 def install_parts(model: nn.Module, plan: Plan, captured: Captured | None, lock: Lock) -> None:
