@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from autosplit.align import add_part, aligned, call_unit, homes_below, parts_below, remove_parts, unaligned
+from autosplit.align import (
+    add_part,
+    aligned,
+    call_unit,
+    homes_below,
+    in_transform,
+    parts_below,
+    remove_parts,
+    unaligned,
+)
 from autosplit.capture import Captured, Compile, Frontend, Run, part_names, without_parts
 from autosplit.device import HOST
 from autosplit.emit import Emitted, assign, check_split, rewrite
@@ -85,15 +94,24 @@ class Caller:
         mode = (model.training, torch.is_grad_enabled())
         if not self._is_graph or mode in self._uncaptured:
             return self._in_python(model, args, kwargs)
+        if in_transform():
+            if self._path:
+                return self._in_python(model, args, kwargs)  # the model has said so
+            return self._instead(model, args, kwargs, _in_transform_error(model))
         try:
             with unaligned():
                 return self._captured(model)(*args, **kwargs)
         except CaptureError as error:
-            if self._is_pinned:
-                raise
             refused = error
-        result = self._in_python(model, args, kwargs)  # an error here is the model's own
+        result = self._instead(model, args, kwargs, refused)
         self._uncaptured.add(mode)
+        return result
+
+    def _instead(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], refused: CaptureError) -> Any:
+        """The call in plain Python, for what was ``refused``; that is said once, and raised where a graph was asked."""
+        if self._is_pinned:
+            raise refused
+        result = self._in_python(model, args, kwargs)  # an error here is the model's own
         if str(refused) not in self._told:
             self._told.add(str(refused))
             warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=callers_level())
@@ -131,6 +149,14 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         )
     with without_parts(model):
         return unsplit_class(model).forward(model, *args, **kwargs)
+
+
+def _in_transform_error(model: nn.Module) -> CaptureError:
+    return CaptureError(
+        f"a call of {type(model).__name__} within torch.func (grad, vmap, jacrev) cannot be captured as one graph: the "
+        "transform wraps its tensors; partition without capture='graph' and through one process, or transform the "
+        "model before it is split"
+    )
 
 
 def install_parts(model: nn.Module, plan: Plan, captured: Captured | None, lock: Lock) -> None:
