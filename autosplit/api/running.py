@@ -103,8 +103,14 @@ class Caller:
                 return self._captured(model)(*args, **kwargs)
         except CaptureError as error:
             refused = error
+        return self._uncapturable(model, args, kwargs, refused)
+
+    def _uncapturable(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], refused: CaptureError
+    ) -> Any:
+        """As ``_instead``, and later calls in this mode are not tried."""
         result = self._instead(model, args, kwargs, refused)
-        self._uncaptured.add(mode)
+        self._uncaptured.add((model.training, torch.is_grad_enabled()))
         return result
 
     def _instead(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], refused: CaptureError) -> Any:
