@@ -89,8 +89,8 @@ class Alignment(TorchFunctionMode):
         """``tensor`` on ``device``; the copy made before, if neither the tensor nor the grad mode has changed."""
         if tensor.device == device:
             return tensor
-        if tensor.is_inference():
-            return tensor.to(device)  # it has no version: a copy cannot be known to be fresh
+        if tensor.is_inference() or in_transform():
+            return tensor.to(device)  # it has no version, or a copy does not outlive the transform
         key = (id(tensor), tensor._version, device, torch.is_grad_enabled(), tensor.requires_grad)
         known = self._copies.get(key)
         if known is None or known[0]() is not tensor:
@@ -120,6 +120,11 @@ def aligned() -> Iterator[Alignment]:
             yield alignment
     finally:
         alignment.close()
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is on in this thread: tensors may be wrappers, with no storage to ask for."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def unaligned() -> AbstractContextManager[None]:
@@ -157,7 +162,13 @@ class Part:
         self._call = call
         self.__signature__ = inspect.signature(plain_forward(module))  # what libraries look at before they call
 
-    @torch.compiler.disable(reason="a part captures its own forward")  # type: ignore[untyped-decorator]
+    @property
+    def __code__(self) -> types.CodeType:
+        """That of the forward it stands for: torch.export reads a line number of it."""
+        code: types.CodeType = plain_forward(self._module).__code__
+        return code
+
+    @torch.compiler.disable(reason="a part captures its own forward; torch.export it with strict=False")  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the submodule."""
         device = first_device(args, kwargs) if _current() is None else None
@@ -199,6 +210,8 @@ def _original(result: torch.Tensor, brought: list[tuple[torch.Tensor, torch.Tens
     for tensor, here, _ in brought:
         if result is here:
             return tensor
+        if in_transform():
+            continue  # a view of a copy stays one: there is no storage to know it by
         shared = result.untyped_storage()._cdata == here.untyped_storage()._cdata
         if shared and tensor.stride() == here.stride() and result.dtype == tensor.dtype:
             offset = tensor.storage_offset() + result.storage_offset() - here.storage_offset()

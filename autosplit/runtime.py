@@ -138,7 +138,7 @@ def weight_signature(model: nn.Module) -> str:
 
 
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
-    @torch.compiler.disable(reason="a split model captures its own forward")  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason="a split model captures its own forward; torch.export it with strict=False")  # type: ignore[untyped-decorator]
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_STATE].call(self, args, kwargs)

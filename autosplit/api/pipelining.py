@@ -241,6 +241,14 @@ class _NotPreparedError(Exception):
         self.program = program
 
 
+def _changes_error(model: nn.Module) -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__}.forward is another program at each capture, so that its micro-batches cannot be "
+        "captured beside it: it, or a hook, writes to something that it reads (a list that it appends to, a counter); "
+        "take that out, or use strategy='split'"
+    )
+
+
 @dataclass
 class _Form:
     """What is known of the calls of one captured program; without pieces they run as a split."""
@@ -269,12 +277,13 @@ class PipelineCaller(Caller):
         return copied
 
     def _call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for _ in range(2):  # the call itself, and micro-batches of a new size
+        for wants in range(3):
             try:
                 return super()._call(model, args, kwargs)
             except _NotPreparedError as wanted:
-                self._prepare(wanted.program, model, args, kwargs)
-        return super()._call(model, args, kwargs)
+                if wants < 2:  # the call itself, and micro-batches of a new size
+                    self._prepare(wanted.program, model, args, kwargs)
+        return self._uncapturable(model, args, kwargs, _changes_error(model))
 
     def _compile(self, model: nn.Module) -> Compile:
         return _compiler(self._plan, model, self._forms, compiler(self._plan, model))

@@ -63,7 +63,7 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
         raise CaptureError(f"with the batch resized to {request.batch}: {error}") from error
     trials.captured[example.samples] = captured
     problem = trials.problem(example.samples)
-    _refuse_shared_memory(problem)
+    _refuse_unplannable(problem)
     plan = _with_same_inputs(decide(trials, problem), trials)
     if isinstance(request.batch, int):
         words = f"batch: {request.batch}, as asked: what the model is called with is resized along dimension 0"
@@ -75,7 +75,7 @@ def _plan_one(trials: Trials, frontend: Frontend) -> tuple[Plan, Captured]:
 
 def _plan_largest(trials: Trials) -> tuple[Plan, Captured]:
     """The plan for the largest batch that fits."""
-    _refuse_shared_memory(trials.problem(trials.example.batch))
+    _refuse_unplannable(trials.problem(trials.example.batch))
     best = largest(trials)
     plan = _with_same_inputs(describe(best.problem, best.candidate), trials)
     plan = msgspec.structs.replace(
@@ -94,6 +94,30 @@ def _with_same_inputs(plan: Plan, trials: Trials) -> Plan:
     same = {name: form.removeprefix(SAME) for name, form in inputs.items() if form.startswith(SAME)}
     said = (f"inputs: {name} is the tensor of {one}" for name, one in same.items())
     return msgspec.structs.replace(plan, inputs=inputs, assumptions=(*plan.assumptions, *said))
+
+
+def _refuse_unplannable(problem: Problem) -> None:
+    _refuse_shared_memory(problem)
+    if problem.request.mode == "train":
+        _refuse_sparse_gradients(problem)
+
+
+def _refuse_sparse_gradients(problem: Problem) -> None:
+    """The memory of a sparse gradient depends on data, and so does that of the step which reads it."""
+    used = {id(problem.weights[source.name]) for source in problem.program.inputs.values() if source.is_weight}
+    sparse = [
+        f"{path}.weight" if path else "weight"
+        for path, module in problem.model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        and module.sparse
+        and module.weight.requires_grad
+        and id(module.weight) in used
+    ]
+    if sparse:
+        raise PlanError(
+            f"a training step of {type(problem.model).__name__} has sparse gradients, of {', '.join(sparse)}: their "
+            "memory depends on data and cannot be planned; give each such embedding sparse=False"
+        )
 
 
 def _refuse_shared_memory(problem: Problem) -> None:

@@ -28,7 +28,7 @@ from autosplit.api.problem import (
     StrategyChoice,
 )
 from autosplit.api.ranks import share_of
-from autosplit.api.running import Caller, install_parts
+from autosplit.api.running import Caller, exported, install_parts
 from autosplit.api.timing import ProfileChoice
 from autosplit.capture import Captured, Frontend, initialise, is_uninitialised
 from autosplit.device import Cluster
@@ -328,6 +328,8 @@ def _partition_at_first_call(model: nn.Module, asked: Asked, verify: bool) -> nn
     frontend = Frontend(model, unsplit_class(model))
 
     def first_call(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_exporting():
+            return exported(called, args, kwargs)  # no data flow: it stays as it is
         with between_calls(called):
             if is_called_by(called, first_call):  # else another thread's call came before
                 decide(called, args, kwargs)

@@ -145,6 +145,12 @@ class RankCaller(Caller):
     def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
         raise PlanError("a pipeline through ranks cannot be copied: copy the model before, and partition the copy")
 
+    def _exported(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise PlanError(
+            f"torch.export of a {type(model).__name__} that is a pipeline through ranks: this "
+            "rank has a part of its weights; export the model before it is split"
+        )
+
     def _call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return super()._call(model, args, kwargs)

@@ -14,11 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from autosplit.align import add_part, aligned, call_unit, homes_below, parts_below, remove_parts, unaligned
-from autosplit.capture import Captured, Compile, Frontend, Run, part_names
+from autosplit.align import (
+    add_part,
+    aligned,
+    call_unit,
+    homes_below,
+    in_transform,
+    parts_below,
+    remove_parts,
+    unaligned,
+)
+from autosplit.capture import Captured, Compile, Frontend, Run, part_names, without_parts
 from autosplit.device import HOST
 from autosplit.emit import Emitted, assign, check_split, rewrite
-from autosplit.errors import CaptureError
+from autosplit.errors import CaptureError, PlanError
 from autosplit.hardware import torch_devices
 from autosplit.holders import first_device, to_device
 from autosplit.placement import Plan
@@ -75,21 +84,40 @@ class Caller:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``model``; one thread at a time, as its parts swap weights that the others read."""
         with self._lock:
-            return self._call(model, args, kwargs)
+            call = self._exported if torch.compiler.is_exporting() else self._call
+            return call(model, args, kwargs)
+
+    def _exported(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return exported(model, args, kwargs)
 
     def _call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = (model.training, torch.is_grad_enabled())
         if not self._is_graph or mode in self._uncaptured:
             return self._in_python(model, args, kwargs)
+        if in_transform():
+            if self._path:
+                return self._in_python(model, args, kwargs)  # the model has said so
+            return self._instead(model, args, kwargs, _in_transform_error(model))
         try:
             with unaligned():
                 return self._captured(model)(*args, **kwargs)
         except CaptureError as error:
-            if self._is_pinned:
-                raise
             refused = error
+        return self._uncapturable(model, args, kwargs, refused)
+
+    def _uncapturable(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], refused: CaptureError
+    ) -> Any:
+        """As ``_instead``, and later calls in this mode are not tried."""
+        result = self._instead(model, args, kwargs, refused)
+        self._uncaptured.add((model.training, torch.is_grad_enabled()))
+        return result
+
+    def _instead(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], refused: CaptureError) -> Any:
+        """The call in plain Python, for what was ``refused``; that is said once, and raised where a graph was asked."""
+        if self._is_pinned:
+            raise refused
         result = self._in_python(model, args, kwargs)  # an error here is the model's own
-        self._uncaptured.add(mode)
         if str(refused) not in self._told:
             self._told.add(str(refused))
             warnings.warn(f"this and later calls like it run in plain Python: {refused}", stacklevel=callers_level())
@@ -111,6 +139,30 @@ class Caller:
         with aligned():
             result = unsplit_class(model).forward(model, *args, **kwargs)
         return result if self._path or device is None else to_device(result, device)
+
+
+def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call that torch.export records: the forward as the user wrote it.
+
+    Raises:
+        PlanError: its weights are on several devices.
+    """
+    homes = {str(weight.device) for weight in (*model.parameters(), *model.buffers())}
+    if len(homes) > 1:
+        raise PlanError(
+            f"torch.export of a {type(model).__name__} whose weights are on {', '.join(sorted(homes))}: an exported "
+            "program runs on one device; bring the model to one first (model.to('cpu')), or export it before the split"
+        )
+    with without_parts(model):
+        return unsplit_class(model).forward(model, *args, **kwargs)
+
+
+def _in_transform_error(model: nn.Module) -> CaptureError:
+    return CaptureError(
+        f"a call of {type(model).__name__} within torch.func (grad, vmap, jacrev) cannot be captured as one graph: the "
+        "transform wraps its tensors; partition without capture='graph' and through one process, or transform the "
+        "model before it is split"
+    )
 
 
 def install_parts(model: nn.Module, plan: Plan, captured: Captured | None, lock: Lock) -> None:

@@ -12,6 +12,7 @@ lazy      weights that get their shapes from the first call
 ladder    one graph; several; what no graph can hold; module by module
 """
 
+from autosplit.capture.around import without_parts
 from autosplit.capture.frontend import Compile, Frontend, Run, part_names
 from autosplit.capture.ladder import Captured, climb
 from autosplit.capture.lazy import initialise, is_uninitialised
@@ -25,4 +26,5 @@ __all__ = [
     "initialise",
     "is_uninitialised",
     "part_names",
+    "without_parts",
 ]

@@ -141,7 +141,6 @@ def _is_traced() -> bool:
         torch._C._is_tracing()
         or torch._guards.TracingContext.try_get() is not None
         or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
-        or torch.compiler.is_exporting()
     )
 
 

@@ -172,7 +172,13 @@ class Tracker(TorchDispatchMode):
         return [self._live[key].record for key in keys if key in self._live]
 
     def _book(self, tensor: torch.Tensor) -> None:
-        storage, index = tensor.untyped_storage(), tensor.device.index
+        try:
+            storage, index = tensor.untyped_storage(), tensor.device.index
+        except NotImplementedError as error:  # a sparse tensor
+            raise PlanError(
+                f"a step makes a tensor of shape {tuple(tensor.shape)} in layout {tensor.layout}: only the memory of "
+                "dense tensors is planned; compute with those (sparse=False gives an embedding a dense gradient)"
+            ) from error
         key = storage._cdata
         if index is None or key in self._live:  # the host's memory is not planned
             return

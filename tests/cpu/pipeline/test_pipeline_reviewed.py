@@ -176,3 +176,31 @@ def test_micro_batches_that_run_other_operators_are_said_and_are_not_chosen(clus
     torch.testing.assert_close(split(*args), alone(*args))
     with pytest.warns(UserWarning, match=f"may change what this model computes: {said}"):
         split(*(arg[:3] for arg in args))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_hook_that_changes_what_is_captured_runs_in_plain_python(cluster, schedule, called_before):
+    class Mean(Layers):
+        def forward(self, x):
+            return self.c(torch.tanh(self.b(torch.tanh(self.a(x))))).mean()
+
+    torch.manual_seed(0)
+    model, x = Mean(), torch.randn(8, 8)
+    alone, seen = copy.deepcopy(model), []
+    split = pipelined(model, cluster, (x,), microbatches=4, schedule=schedule)
+    if called_before:
+        split(x)
+    split.b.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+
+    def two_steps(model):
+        for _ in range(2):
+            model(x).backward()
+
+    with pytest.warns(UserWarning, match=r"in plain Python: Mean.forward is another program at each") as said:
+        two_steps(split)
+    assert len(said) == 1
+    assert seen[-2:] == [x.shape, x.shape]
+    two_steps(alone)
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(split.get_parameter(name).grad.cpu(), parameter.grad)
