@@ -10,11 +10,14 @@ from operators import OPS, UNSUPPORTED
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from autosplit.program import fake_mode, tensor_leaves
+from autosplit import sim
+from autosplit.program import accelerator_casts, fake_mode, tensor_leaves
 from autosplit.program.fakes import _known
 
 OPERATORS = {name: op for name, op in OPS.items() if torch.float32 in op.supported_dtypes("cpu")}
 GROUPS = 12
+MADE_INSIDE = ("ldexp", "mvlgamma", "linalg.pinv", "pinverse")
+"""Made of listed operators below autocast: in a kernel they are cast too, on fakes there is no kernel."""
 
 
 def form(tensor: torch.Tensor) -> Any:
@@ -130,3 +133,35 @@ def test_of_lists_each_form_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
             torch._foreach_lerp_(first, [*second[:4], torch.empty(5)], 0.5)
         with pytest.raises(RuntimeError, match="same number of tensors"):
             torch._foreach_lerp_(first, second[:4], 0.5)
+
+
+def dtypes_under_autocast(kind: str, function: Any, arguments: Any) -> list[torch.dtype] | None:
+    """Of what an operator returns; None of one that does not run there."""
+    args, kwargs = arguments
+    try:
+        with torch.autocast(kind, dtype=torch.bfloat16):
+            return [tensor.dtype for tensor in tensor_leaves(function(*args, **kwargs))]
+    except Exception:  # of values that fakes have not, or of a dtype that the kernel has not
+        return None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.filterwarnings("ignore")
+def test_autocast_gives_fakes_the_dtypes_of_an_accelerator(dtype: torch.dtype) -> None:
+    same, unlike = 0, []
+    with sim.cluster(["1GiB"]):
+        for name, op in sorted(OPS.items()):
+            if name in UNSUPPORTED or dtype not in op.supported_dtypes("cpu"):
+                continue
+            sample = next(iter(op.sample_inputs("cpu", dtype, requires_grad=False)))
+            given = (sample.input, *sample.args), sample.kwargs
+            there = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("sim:0"), given)
+            seen = dtypes_under_autocast("sim", op.op, there)
+            mode = fake_mode()
+            with mode, accelerator_casts():
+                found = dtypes_under_autocast("cpu", op.op, pytree.tree_map_only(torch.Tensor, mode.from_tensor, given))
+            if None not in (seen, found) and not name.startswith(MADE_INSIDE):
+                same += seen == found
+                unlike += [name] if seen != found else []
+    assert unlike == []
+    assert same > 500
