@@ -282,6 +282,8 @@ def _casts_of_fakes() -> Casts:
     _libraries.extend((aten, anything))
     casts = Casts("cpu", _KEY, "AutocastCPU")
     casts.install(aten, anything)
+    for higher in torch._ops._higher_order_ops.values():  # cond and its like dispatch by themselves
+        higher.fallthrough(getattr(torch._C.DispatchKey, _KEY))
     listed = {f"aten::{name}" for names in (_LOWER, _FP32, _FP32_RESULT, _WIDEST) for name in names}
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for name in torch._C._dispatch_get_all_op_names():
