@@ -83,6 +83,17 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.LayerNorm(512), nn.Linear(512, 256), nn.Linear(256, 64))
 
 
+def three_steps(split: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> None:
+    """As a caller trains, who has outputs and loss until the step is over."""
+    for _ in range(3):
+        out = split(batch)
+        loss = out.sum()
+        loss.backward()
+        optimizer.step()
+        split.zero_grad()
+        del out, loss
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_is_predicted_to_the_byte(name: str) -> None:
     with sim.cluster(["1GiB"]) as cluster:
@@ -93,13 +104,7 @@ def test_a_step_is_predicted_to_the_byte(name: str) -> None:
         optimizer = OPTIMIZERS[name](list(split.parameters()))
         gc.collect()
         cluster.reset_peaks()
-        for _ in range(3):
-            out = split(batch)
-            loss = out.sum()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            del out, loss
+        three_steps(split, optimizer, batch)
         device = split.plan.prediction.devices["sim:0"]
         state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
         kept = sum(-(-v.untyped_storage().nbytes() // 512) * 512 for v in state if v.device.type == "sim")
@@ -138,13 +143,7 @@ def test_an_instance_is_planned_with_its_groups(name: str, devices: int) -> None
         split = autosplit.partition(net, cluster.devices, (batch,), **asked)
         gc.collect()
         cluster.reset_peaks()
-        for _ in range(3):
-            out = split(batch)
-            loss = out.sum()
-            loss.backward()
-            optimizer.step()
-            split.zero_grad()
-            del out, loss
+        three_steps(split, optimizer, batch)
         for device, predicted in split.plan.prediction.devices.items():
             assert predicted.peak_bytes == cluster.peak_bytes(device)
             assert predicted.reserved_bytes == cluster.peak_reserved_bytes(device)
